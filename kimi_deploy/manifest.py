@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from kimi_deploy import __version__
-from kimi_deploy.errors import ManifestError
+from kimi_deploy.errors import ManifestError, UsageError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 ArtefactKind = Literal["onnx", "engine"]
+WEIGHT_SUFFIXES = (".bin", ".safetensors")
+"""Of the files that an export's graph has its weights in."""
 _BLOCK = 1 << 22
 
 
@@ -29,7 +31,7 @@ class Required:
 
 
 REQUIRED: dict[str, Required] = {
-    "onnx": Required(frozenset({"checkpoint"}), frozenset({"dtype", "body"}), frozenset({"model.onnx", "weights.bin"})),
+    "onnx": Required(frozenset({"checkpoint"}), frozenset({"dtype", "body"}), frozenset({"model.onnx"})),
     "engine": Required(frozenset({"checkpoint"}), frozenset(), frozenset({"engine.plan"})),
 }
 
@@ -51,15 +53,22 @@ class Manifest:
     kimi_deploy_version: str = __version__
     manifest_version: int = MANIFEST_VERSION
 
-    def write(self, folder: Path, progress: Callable[[int], None] | None = None) -> Manifest:
+    def write(
+        self,
+        folder: Path,
+        progress: Callable[[int], None] | None = None,
+        hashes: Mapping[str, str] | None = None,
+    ) -> Manifest:
         """Hash every file of `folder`, write manifest.json there and return the completed manifest.
 
-        `progress` is called with the number of bytes hashed since the last call.
+        `progress` is called with the number of bytes hashed since the last call. `hashes` gives the sha256 of files,
+        by their names, that the caller has just read.
         """
+        known = hashes or {}
         files = {
             path.relative_to(folder).as_posix(): {
                 "bytes": path.stat().st_size,
-                "sha256": sha256(path, progress),
+                "sha256": known.get(path.relative_to(folder).as_posix()) or sha256(path, progress),
             }
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != MANIFEST_NAME
@@ -76,10 +85,16 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read `folder/manifest.json`.
 
-        Raises ManifestError when it is missing, unreadable, of another version, or names files outside
-        the folder.
+        Raises UsageError when there is no such folder, ManifestError when the manifest is missing, unreadable, of
+        another version, or names files outside the folder.
         """
         path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise UsageError(
+                "there is no such folder",
+                seen=str(folder),
+                expected="a folder written by `kimi-deploy export` or `kimi-deploy build-engine`",
+            )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -124,6 +139,8 @@ class Manifest:
             missing = sorted(keys - getattr(self, name).keys())
             if missing:
                 refuse(name, f"no {missing}", f"at least {sorted(keys)}")
+        if self.kind == "onnx" and not any(Path(name).suffix in WEIGHT_SUFFIXES for name in self.files):
+            refuse("files", "no weight file", f"at least one of {', '.join(WEIGHT_SUFFIXES)}")
         for name, abi in self.op_abi.items():
             if not isinstance(abi, str):
                 refuse(f"op_abi of {name}", abi, "16 hex digits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,26 +23,74 @@ def output_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator[Pa
     empty and `overwrite` is false or it holds a single file that is not `known`: what is replaced is what the same
     command wrote, never a checkpoint, another artefact or a user's work.
     """
+    target = _checked(target, overwrite, known)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _make(temporary, target)
+    try:
+        yield temporary
+        _take_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator[tuple[Path, Path]]:
+    """Yield (a folder that takes target's place on success, a file for a journal), both kept where a run is cut short.
+
+    They lie in `.NAME.partial` beside `target`. An interrupt, a kill or an error of the disk leaves them once the
+    journal exists, and the next call yields them as they are; any other error removes them. Raises UsageError as
+    `output_folder`, and when another process is at work on the same target.
+    """
+    target = _checked(target, overwrite, known)
+    work = target.with_name(f".{target.name}.partial")
+    _make(work, target)
+    content, journal = work / "content", work / "journal"
+    lock = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise UsageError(
+            "another process is writing this output", seen=str(work), fix="wait for it, or give another -o"
+        ) from None
+    keep = False
+    try:
+        if not journal.exists():
+            shutil.rmtree(content, ignore_errors=True)
+        content.mkdir(exist_ok=True)
+        yield content, journal
+        _take_place(content, target)
+    except (KeyboardInterrupt, SystemExit, OSError):
+        keep = journal.exists()
+        raise
+    finally:
+        os.close(lock)
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _checked(target: Path, overwrite: bool, known: Known) -> Path:
     target = Path(os.path.abspath(target))
     if target.exists():
         _check_replaceable(target, overwrite, known)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    return target
+
+
+def _make(temporary: Path, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+        temporary.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             "the output folder cannot be made", seen=f"{target}: {error.strerror}", fix="give another -o"
         ) from error
-    try:
-        yield temporary
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_replaceable(target: Path, overwrite: bool, known: Known) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from kimi_deploy.config import KimiLinearConfig
@@ -76,6 +76,40 @@ def stored_views(weight: Weight, form: Form, value: np.ndarray) -> list[np.ndarr
         return [value[expert, part::2] for expert in range(weight.shape[0]) for part in range(2)]
     experts, rows, hidden = weight.shape
     return [value.reshape(experts, rows // 2, 2, hidden).swapaxes(1, 2)]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Consecutive elements of the tensor that a form's source number `source` stores: from `first`, `count` of them."""
+
+    source: int
+    first: int
+    count: int
+
+
+def cut(weight: Weight, form: Form, start: int, stop: int) -> tuple[Weight, Form, tuple[Extent, ...]]:
+    """The parameter's rows `start` to `stop` along axis 0 as a parameter of its own, and the stored elements of it.
+
+    `stored_views` of the result gives one view per extent, in order. Every layout can be cut between any two rows.
+    """
+    part = replace(weight, shape=(stop - start, *weight.shape[1:]))
+    if form.layout in ("stack", "interleave"):
+        each = len(form.sources) // weight.shape[0]
+        chosen = range(start * each, stop * each)
+        sources = tuple(form.sources[i] for i in chosen)
+        return part, Form(form.layout, sources), tuple(Extent(i, 0, math.prod(form.sources[i].shape)) for i in chosen)
+    row = math.prod(weight.shape[1:])
+    parts: list[Source] = []
+    extents: list[Extent] = []
+    first = 0
+    for index, source in enumerate(form.sources):
+        held = math.prod(source.shape) // row
+        low, high = max(start, first), min(stop, first + held)
+        if low < high:
+            parts.append(Source(source.names, (high - low, *weight.shape[1:])))
+            extents.append(Extent(index, (low - first) * row, (high - low) * row))
+        first += held
+    return part, Form(form.layout, tuple(parts)), tuple(extents)
 
 
 def assemble(weight: Weight, form: Form, tensors: Sequence[np.ndarray]) -> np.ndarray:

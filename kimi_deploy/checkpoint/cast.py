@@ -22,6 +22,7 @@ FLOAT_DTYPES: dict[str, np.dtype] = {
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 BLOCK_ELEMENTS = 1 << 22
+_CACHED = 1 << 17
 
 
 def row_blocks(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
@@ -35,31 +36,53 @@ def row_blocks(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
         yield (slice(start, start + rows),)
 
 
-def cast_blocks(value: np.ndarray, dtype: np.dtype, name: str) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """`value` block by block as `dtype`, with each block's index; through float32 when the dtypes differ.
+# of the dtypes whose bits numpy compares faster than it tests them: (integer type, exponent bits)
+_EXPONENTS = {
+    "bfloat16": (np.uint16, np.uint16(0x7F80)),
+    "float16": (np.uint16, np.uint16(0x7C00)),
+    "float32": (np.uint32, np.uint32(0x7F800000)),
+}
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or Inf."""
+    if array.dtype.name not in _EXPONENTS or not array.flags.c_contiguous:
+        return bool(np.isfinite(array).all())
+    integer, exponent = _EXPONENTS[array.dtype.name]
+    bits = array.reshape(-1).view(integer)
+    # blocks that stay in a cache between the two operations
+    blocks = (bits[i : i + _CACHED] & exponent for i in range(0, bits.size, _CACHED))
+    return not any((block == exponent).any() for block in blocks)
+
+
+def cast_block(source: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`source` as `dtype`, itself where that is its dtype; through float32 otherwise.
 
     Every value must be finite before and after. Raises CheckpointError naming the tensor `name` otherwise.
     """
+    if not all_finite(source):
+        raise CheckpointError(
+            f"{name} holds NaN or Inf",
+            seen=f"{int((~np.isfinite(source)).sum())} values that are not finite in one block of rows",
+            expected="finite weights",
+            fix="download or save the checkpoint again",
+        )
+    if source.dtype == dtype:
+        return source
+    # too large values become Inf here and are reported below, with the tensor's name
+    with np.errstate(over="ignore"):
+        result = source.astype(np.float32).astype(dtype, copy=False)
+    if not all_finite(result):
+        raise CheckpointError(
+            f"{name} does not fit into {dtype.name}",
+            seen=f"values up to {float(np.abs(source.astype(np.float64)).max()):g}",
+            expected=f"at most {float(ml_dtypes.finfo(dtype).max):g}",
+            fix="use bfloat16 or float32",
+        )
+    return result
+
+
+def cast_blocks(value: np.ndarray, dtype: np.dtype, name: str) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """`value` block by block as `dtype`, with each block's index; raises as `cast_block`."""
     for block in row_blocks(value):
-        source = value[block]
-        if not np.isfinite(source).all():
-            raise CheckpointError(
-                f"{name} holds NaN or Inf",
-                seen=f"{int((~np.isfinite(source)).sum())} values that are not finite in one block of rows",
-                expected="finite weights",
-                fix="download or save the checkpoint again",
-            )
-        if source.dtype == dtype:
-            yield block, source
-            continue
-        # too large values become Inf here and are reported below, with the tensor's name
-        with np.errstate(over="ignore"):
-            result = source.astype(np.float32).astype(dtype)
-        if not np.isfinite(result).all():
-            raise CheckpointError(
-                f"{name} does not fit into {dtype.name}",
-                seen=f"values up to {float(np.abs(source.astype(np.float64)).max()):g}",
-                expected=f"at most {float(ml_dtypes.finfo(dtype).max):g}",
-                fix="use bfloat16 or float32",
-            )
-        yield block, result
+        yield block, cast_block(value[block], dtype, name)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kimi_deploy.checkpoint.cast import FLOAT_DTYPES, SAFETENSORS_NAMES, cast_blocks, row_blocks
+from kimi_deploy.checkpoint.cast import FLOAT_DTYPES, row_blocks
 from kimi_deploy.checkpoint.files import find_tensors
-from kimi_deploy.checkpoint.safetensors_file import TensorInfo
+from kimi_deploy.checkpoint.parameter_part import ParameterPart, Span
+from kimi_deploy.checkpoint.safetensors_file import ITEM_BYTES, TensorInfo
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
-from kimi_deploy.errors import CheckpointError
-from kimi_deploy.weights import Form, Source, Weight, stored_views, weight_table
+from kimi_deploy.errors import CheckpointError, UsageError
+from kimi_deploy.weights import Form, Source, Weight, cut, weight_table
 
 _NAMES_SHOWN = 10
 _SAMPLE_BYTES = 64
@@ -36,7 +37,7 @@ class ResolvedWeight:
 class Checkpoint:
     """An opened checkpoint folder: its config and its table of stored tensors.
 
-    Tensors are read through memory maps, on demand. Make one with `Checkpoint.open`.
+    Parameters are read from the files on demand, single tensors through memory maps. Make one with `Checkpoint.open`.
     """
 
     def __init__(self, folder: Path, config: KimiLinearConfig, tensors: dict[str, TensorInfo]) -> None:
@@ -47,9 +48,16 @@ class Checkpoint:
     def open(cls, folder: str | Path) -> Checkpoint:
         """Read config.json, the index and every header of a folder; no tensor is read.
 
-        Raises ConfigError for the config, CheckpointError for missing, damaged or contradictory files.
+        Raises UsageError when there is no such folder, ConfigError for the config, CheckpointError for missing,
+        damaged or contradictory files.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise UsageError(
+                "there is no such model folder",
+                seen=str(folder),
+                expected="a checkpoint folder with config.json and safetensors files",
+            )
         return cls(folder, KimiLinearConfig.from_folder(folder), find_tensors(folder))
 
     def tensor(self, name: str) -> np.ndarray:
@@ -124,24 +132,31 @@ class Checkpoint:
             )
 
     def load(self, weight_name: str, dtype: Dtype) -> np.ndarray:
-        """The parameter `weight_name` in the layout of `kimi_deploy.weights`, as a new array.
+        """The parameter `weight_name` in the layout of `kimi_deploy.weights`, as a new array; see `ParameterPart.load`.
 
-        Cast to `dtype`, through float32; parameters of the float32 class stay float32. bfloat16 is
-        `ml_dtypes.bfloat16`. Raises CheckpointError when the checkpoint does not resolve, has no such
-        parameter, holds NaN or Inf in it, or has values too large for `dtype`.
+        Raises CheckpointError when the checkpoint does not resolve, has no such parameter, holds NaN or Inf in it, or
+        has values too large for `dtype`.
+        """
+        return self.part(weight_name).load(dtype)
+
+    def part(self, weight_name: str, start: int = 0, stop: int | None = None) -> ParameterPart:
+        """The rows `start` to `stop` (None = all) of a parameter along axis 0, to be read on their own.
+
+        Raises CheckpointError when the checkpoint does not resolve or has no such parameter.
         """
         if weight_name not in self._by_name:
             raise CheckpointError(
                 "the model has no such parameter", seen=weight_name, expected="a name of kimi_deploy.weights"
             )
         resolved = self._by_name[weight_name]
-        weight = resolved.weight
-        wanted = "float32" if weight.dtype == "float32" else dtype
-        out = np.empty(weight.shape, FLOAT_DTYPES[SAFETENSORS_NAMES[wanted]])
-        for view, name in zip(stored_views(weight, resolved.form, out), resolved.names, strict=True):
-            for block, values in cast_blocks(self.tensor(name).reshape(view.shape), out.dtype, name):
-                view[block] = values
-        return out
+        end = resolved.weight.shape[0] if stop is None else stop
+        weight, form, extents = cut(resolved.weight, resolved.form, start, end)
+        spans = []
+        for extent in extents:
+            info = self.tensors[resolved.names[extent.source]]
+            size = ITEM_BYTES[info.dtype]
+            spans.append(Span(info, info.offset + extent.first * size, extent.count * size))
+        return ParameterPart(self.folder, weight, form, start, tuple(spans))
 
     @cached_property
     def _by_name(self) -> dict[str, ResolvedWeight]:

@@ -1,8 +1,7 @@
-"""Export: checkpoint folder in, model.onnx + weights.bin + manifest.json + tokenizer files out."""
+"""Export: checkpoint folder in, model.onnx + weight files + manifest.json + tokenizer files out."""
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +14,8 @@ from kimi_deploy.contract import METADATA_KEY, Dtype, GraphContract
 from kimi_deploy.errors import ExportError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
-from kimi_deploy.onnx.check import check_export
+from kimi_deploy.onnx.check import check_graph
+from kimi_deploy.onnx.journal import Journal
 from kimi_deploy.onnx.passes import (
     check_every_parameter_is_read,
     mark_plugin_nodes,
@@ -24,55 +24,67 @@ from kimi_deploy.onnx.passes import (
     tidy,
     transpose_weights,
 )
-from kimi_deploy.onnx.trace import trace
-from kimi_deploy.onnx.weights import attach_weights
+from kimi_deploy.onnx.weight_files import (
+    Layout,
+    attach,
+    check_weights,
+    lay_out,
+    layout_of,
+    reserve,
+    write_weights,
+)
+from kimi_deploy.onnx.weights import plan_weights
 from kimi_deploy.ops.flavours import Flavour
-from kimi_deploy.output_folder import output_folder
-from kimi_deploy.runtime.storage import NUMPY_DTYPES
+from kimi_deploy.output_folder import resumable_folder
 from kimi_deploy.text.tokenizer import TOKENIZER_FILES
 from kimi_deploy.weights import weight_table
 
 MODEL_NAME = "model.onnx"
-WEIGHTS_NAME = "weights.bin"
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a step of so many bytes; yields a function that advances it."""
 
 
 def export_model(
-    folder: Path, output: Path, *, dtype: Dtype, flavour: Flavour, overwrite: bool, progress: Progress
+    folder: Path,
+    output: Path,
+    *,
+    dtype: Dtype,
+    flavour: Flavour,
+    overwrite: bool,
+    progress: Progress,
+    max_shard_bytes: int | None = None,
 ) -> Manifest:
-    """Export the checkpoint in `folder` to `output`, whole or not at all; the result has passed `check_export`.
+    """Export the checkpoint in `folder` to `output`, whole or not at all; the result has passed its checks.
 
-    Raises ConfigError or CheckpointError for a bad checkpoint, UsageError for an output that cannot be used,
-    and ExportError when there is too little disk space, the model cannot be traced or the result is not right.
+    The checks: ONNX's full checker, the contract's interface, and, read back from the files, the value of every weight.
+    Weights go to one file, or to files of at most `max_shard_bytes`. Memory does not grow with the checkpoint; a run
+    that was cut short is gone on with (`output_folder.resumable_folder`), and gives the same bytes.
+
+    Raises UsageError for an output that cannot be used, ConfigError or CheckpointError for a bad checkpoint, and
+    ExportError when there is too little disk space, the model cannot be traced or the result is not right.
     """
     checkpoint = Checkpoint.open(folder)
     checkpoint.resolve()
-    config = checkpoint.config
-    contract = GraphContract.of(config, dtype)
-    table = weight_table(config)
-    weight_bytes = sum(
-        math.prod(w.shape) * NUMPY_DTYPES["float32" if w.dtype == "float32" else dtype].itemsize for w in table
-    )
-    with output_folder(output, overwrite=overwrite, known=Manifest.files_of("onnx")) as target:
-        _check_space(target, weight_bytes)
+    contract = GraphContract.of(checkpoint.config, dtype)
+    with resumable_folder(output, overwrite=overwrite, known=Manifest.files_of("onnx")) as (target, journal_path):
         with progress("tracing the model", None):
-            model = trace(config, dtype)
-            name_dimensions(model, contract)
-            transpose_weights(model)
-            replace_sequences(model)
-            op_abi = mark_plugin_nodes(model)
-            tidy(model)
-            check_every_parameter_is_read(model, {w.name for w in table})
-            set_bodies(model, flavour, dtype)
-            model.metadata_props[METADATA_KEY] = contract.to_json()
-            model.graph.name = "kimi_linear"
-        with progress("writing weights", weight_bytes) as advance:
-            attach_weights(model, checkpoint, dtype, advance)
-            ir.save(model, target / MODEL_NAME, external_data=WEIGHTS_NAME, size_threshold_bytes=1024)
-        with progress("checking every weight", weight_bytes) as advance:
-            check_export(target / MODEL_NAME, checkpoint, contract, dtype, advance)
+            model, op_abi = _build_graph(checkpoint, contract, flavour)
+            plan = plan_weights(model, checkpoint, dtype)
+            layout = lay_out(plan, max_shard_bytes)
+            _check_space(target, layout)
+            attach(model, plan, layout, target)
+            reserve(layout, target)
+            ir.save(model, target / MODEL_NAME)
+            saved = check_graph(target / MODEL_NAME, contract)
+        fingerprint = f"{checkpoint.fingerprint()} {layout.fingerprint(plan)}"
+        with (
+            Journal(journal_path, fingerprint) as journal,
+            progress("going on with writing weights" if journal.resumed else "writing weights", plan.nbytes) as advance,
+        ):
+            digests = write_weights(plan, layout, target, journal, advance)
+        with progress("checking every weight", sum(layout.sizes.values())) as advance:
+            hashes = check_weights(plan, layout_of(saved, plan, target), target, digests, advance)
         for name in ("config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
@@ -82,17 +94,36 @@ def export_model(
             op_abi=op_abi,
             details={"dtype": dtype, "body": flavour, "opset": model.graph.opset_imports[""]},
         )
-        with progress("hashing", weight_bytes) as advance:
-            return manifest.write(target, advance)
+        return manifest.write(target, hashes=hashes)
 
 
-def _check_space(folder: Path, weight_bytes: int) -> None:
+def _build_graph(checkpoint: Checkpoint, contract: GraphContract, flavour: Flavour) -> tuple[ir.Model, dict[str, str]]:
+    """The graph with its bodies, no weight read; and the ABI of every custom op in it."""
+    # torch, which takes seconds to load: not before the arguments are known to be right
+    from kimi_deploy.onnx.trace import trace
+
+    model = trace(checkpoint.config, contract.dtype)
+    name_dimensions(model, contract)
+    transpose_weights(model)
+    replace_sequences(model)
+    op_abi = mark_plugin_nodes(model)
+    tidy(model)
+    check_every_parameter_is_read(model, {w.name for w in weight_table(checkpoint.config)})
+    set_bodies(model, flavour, contract.dtype)
+    model.metadata_props[METADATA_KEY] = contract.to_json()
+    model.graph.name = "kimi_linear"
+    return model, op_abi
+
+
+def _check_space(folder: Path, layout: Layout) -> None:
+    """What an earlier run has already written is counted as free."""
+    written = sum(p.stat().st_blocks * 512 for name in layout.sizes if (p := folder / name).exists())
     free = shutil.disk_usage(folder).free
-    needed = weight_bytes + (64 << 20)  # the graph, tokenizer files and room to breathe
+    needed = sum(layout.sizes.values()) - written + (64 << 20)  # the graph, tokenizer files and room to breathe
     if free < needed:
         raise ExportError(
             "not enough disk space for the export",
-            seen=f"{free / 1e9:.2f} GB free in {folder.parent}",
+            seen=f"{free / 1e9:.2f} GB free in {folder.parent.parent}",
             expected=f"{needed / 1e9:.2f} GB",
             fix="free some space, or give -o on another disk",
         )

@@ -1,5 +1,6 @@
 """What export promises about its files, and that its own check sees what is wrong."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import ExportError, KimiDeployError, UsageError
 from kimi_deploy.manifest import Manifest
-from kimi_deploy.onnx.check import check_export
+from kimi_deploy.onnx.check import check_graph
+from kimi_deploy.onnx.weight_files import check_weights, layout_of
+from kimi_deploy.onnx.weights import plan_weights
 from kimi_deploy.ops.registry import OPS
 from tests.graph.conftest import export
 
@@ -25,8 +28,15 @@ def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def check(folder: Path, model: Path) -> None:
+    """The checks of export on files that exist, with the digests of what the checkpoint says anew."""
     checkpoint = Checkpoint.open(model)
-    check_export(folder / "model.onnx", checkpoint, GraphContract.of(checkpoint.config, "float32"), "float32")
+    graph = check_graph(folder / "model.onnx", GraphContract.of(checkpoint.config, "float32"))
+    plan = plan_weights(graph, checkpoint, "float32")
+    digests = {
+        index: tuple(hashlib.sha256(value.tobytes()).hexdigest() for value in piece.produce())
+        for index, piece in enumerate(plan.pieces)
+    }
+    check_weights(plan, layout_of(graph, plan, folder), folder, digests, lambda n: None)
 
 
 def edit(folder: Path, change: Callable[[onnx.ModelProto], None]) -> None:
@@ -72,15 +82,29 @@ def test_one_flipped_weight_bit_is_found(copy: Path, models: dict[str, Path]) ->
         check(copy, models["softplus"])
 
 
-def test_a_dropped_expert_is_found(copy: Path, models: dict[str, Path]) -> None:
+def stored(folder: Path, name: str) -> np.ndarray:
+    """The initializer `name` where it lies in its file: writing to it changes the file."""
+    tensor = ir.load(folder / "model.onnx").graph.initializers[name].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    return np.memmap(folder / tensor.location, tensor.dtype.numpy(), "r+", tensor.offset or 0, tuple(tensor.shape))
+
+
+def drop(experts: np.ndarray) -> None:
+    experts[2] = 0
+
+
+def swap(experts: np.ndarray) -> None:
+    experts[[0, 3]] = experts[[3, 0]]
+
+
+@pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
+@pytest.mark.parametrize("fault", [drop, swap])
+def test_a_dropped_or_swapped_expert_is_found(
+    fault: Callable[[np.ndarray], None], part: str, copy: Path, models: dict[str, Path]
+) -> None:
     """The tensor keeps its name, shape and count: only values can tell."""
-    model = ir.load(copy / "model.onnx")
-    name = "model.layers.1.mlp.experts.gate_up_proj"
-    value = model.graph.initializers[name]
-    array = np.array(value.const_value.numpy())
-    array[2] = 0
-    value.const_value = ir.Tensor(array, name=name)
-    ir.save(model, copy / "model.onnx", external_data="weights.bin")
+    name = f"model.layers.1.mlp.experts.{part}"
+    fault(stored(copy, name))
     with pytest.raises(ExportError, match=name):
         check(copy, models["softplus"])
 

@@ -1,0 +1,275 @@
+"""Weight files beside a graph: laid out, filled piece by piece in the checkpoint's order, resumed, read back.
+
+In memory at a time: what the pieces in flight hold (`IN_FLIGHT_BYTES`, or one piece that is larger), whatever the
+model's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from kimi_deploy.errors import ExportError
+from kimi_deploy.onnx.journal import Journal
+from kimi_deploy.onnx.weights import Piece, Region, WeightPlan
+
+WEIGHTS_NAME = "weights.bin"
+IN_FLIGHT_BYTES = 512 << 20
+# a page, so that a runtime can map a large tensor where it lies; a cache line for the others
+_LARGE_BYTES, _LARGE_ALIGNMENT, _ALIGNMENT = 1 << 20, 4096, 64
+_BLOCK = 1 << 20
+_BLOCKS_AHEAD = 8
+
+Digests = Mapping[int, tuple[str, ...]]
+"""sha256 of each region of each piece, by the piece's place in `WeightPlan.pieces`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an initializer lies: `file` beside the graph, `offset` in it."""
+
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every initializer lies, and the size of every file."""
+
+    places: dict[str, Place]
+    sizes: dict[str, int]
+
+    def fingerprint(self, plan: WeightPlan) -> str:
+        """sha256 of everything that says which bytes of the checkpoint go where: what a journal belongs to."""
+        pieces = [([(s.tensor.name, s.offset, s.nbytes) for s in p.spans], p.regions) for p in plan.pieces]
+        parts = (sorted(self.places.items()), sorted(self.sizes.items()), plan.initializers, pieces)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def lay_out(plan: WeightPlan, max_shard_bytes: int | None = None) -> Layout:
+    """Initializers in the checkpoint's order, in one file or in files of at most `max_shard_bytes`.
+
+    An initializer larger than that has a file of its own. Depends on the plan alone.
+    """
+    shards: list[list[tuple[str, int]]] = [[]]
+    sizes = [0]
+    for initializer in plan.initializers:
+        alignment = _LARGE_ALIGNMENT if initializer.nbytes >= _LARGE_BYTES else _ALIGNMENT
+        offset = -(-sizes[-1] // alignment) * alignment
+        if max_shard_bytes is not None and shards[-1] and offset + initializer.nbytes > max_shard_bytes:
+            shards.append([])
+            sizes.append(0)
+            offset = 0
+        shards[-1].append((initializer.name, offset))
+        sizes[-1] = offset + initializer.nbytes
+    count = len(shards)
+    names = [WEIGHTS_NAME if count == 1 else f"weights-{n:05d}-of-{count:05d}.bin" for n in range(1, count + 1)]
+    places = {name: Place(file, offset) for file, shard in zip(names, shards, strict=True) for name, offset in shard}
+    return Layout(places, dict(zip(names, sizes, strict=True)))
+
+
+def attach(model: ir.Model, plan: WeightPlan, layout: Layout, folder: Path) -> None:
+    """Make the graph's initializers point into the weight files, which need not be there yet."""
+    for initializer in plan.initializers:
+        place = layout.places[initializer.name]
+        value = model.graph.initializers[initializer.name]
+        value.const_value = ir.ExternalTensor(
+            place.file,
+            place.offset,
+            initializer.nbytes,
+            initializer.dtype,
+            shape=ir.Shape(initializer.shape),
+            name=initializer.name,
+            base_dir=folder,
+        )
+
+
+def reserve(layout: Layout, folder: Path) -> None:
+    """Create every weight file that is not there yet at its full size; on most file systems that takes no space."""
+    for name, size in layout.sizes.items():
+        with (folder / name).open("ab") as file:
+            file.truncate(size)
+
+
+def write_weights(
+    plan: WeightPlan, layout: Layout, folder: Path, journal: Journal, progress: Callable[[int], None]
+) -> Digests:
+    """Fill the reserved files and return the digest of every region, from the bytes in memory.
+
+    Pieces that `journal` says are finished are read back, and done again where they differ. `progress` is called with
+    a piece's bytes once it is written. Raises CheckpointError as the pieces do, and OSError of the disk.
+    """
+    pieces = plan.pieces
+    budget = _Budget(IN_FLIGHT_BYTES)
+    digests: dict[int, tuple[str, ...]] = {}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("r+b", buffering=0)) for name in layout.sizes}
+
+        def place(region: Region) -> tuple[int, int]:
+            at = layout.places[region.initializer]
+            return files[at.file].fileno(), at.offset + region.offset
+
+        def work(index: int) -> tuple[str, ...]:
+            piece = pieces[index]
+            with budget.of(min(piece.working_bytes, IN_FLIGHT_BYTES)):
+                finished = journal.finished.get(index)
+                if finished is not None and finished == tuple(_digest(*place(r), r.nbytes) for r in piece.regions):
+                    return finished
+                return _write(piece, place)
+
+        # a thread per core, as the work is copying and hashing
+        pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="weights")
+        stack.callback(pool.shutdown, cancel_futures=True)
+        futures = {pool.submit(work, index): index for index in range(len(pieces))}
+        for future in as_completed(futures):
+            index = futures.pop(future)
+            digests[index] = future.result()
+            if journal.finished.get(index) != digests[index]:
+                journal.record(index, digests[index])
+            progress(pieces[index].nbytes)
+    return digests
+
+
+def _write(piece: Piece, place: Callable[[Region], tuple[int, int]]) -> tuple[str, ...]:
+    digests = []
+    for region, array in zip(piece.regions, piece.produce(), strict=True):
+        data = array.reshape(-1).view(np.uint8).data
+        if len(data) != region.nbytes:
+            raise ExportError(
+                f"a piece of {region.initializer} has another size",
+                seen=f"{len(data)} bytes",
+                expected=f"{region.nbytes} bytes",
+            )
+        digests.append(hashlib.sha256(data).hexdigest())
+        file, offset = place(region)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(file, data[done:], offset + done)
+    return tuple(digests)
+
+
+def _digest(file: int, offset: int, nbytes: int) -> str:
+    digest = hashlib.sha256()
+    end = offset + nbytes
+    while offset < end:
+        block = os.pread(file, min(_BLOCK, end - offset), offset)
+        if not block:
+            break
+        digest.update(block)
+        offset += len(block)
+    return digest.hexdigest()
+
+
+class _Budget:
+    """Bytes that threads may hold together; who asks for more than is free waits, and all who come later with it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._free = nbytes
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, nbytes: int) -> Iterator[None]:
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= nbytes)
+            self._free -= nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += nbytes
+                self._changed.notify_all()
+
+
+def layout_of(model: ir.Model, plan: WeightPlan, folder: Path) -> Layout:
+    """Where a graph that was read back says its initializers lie.
+
+    Raises ExportError for a planned initializer that is not in the graph, that nothing reads, of another type, or
+    that does not lie in a file of `folder`.
+    """
+    places: dict[str, Place] = {}
+    for wanted in plan.initializers:
+        value = model.graph.initializers.get(wanted.name)
+        if value is None or value.const_value is None or not value.uses():
+            raise ExportError("a parameter is not in the graph, or nothing reads it", seen=wanted.name)
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or not (folder / tensor.location).is_file():
+            raise ExportError(f"{wanted.name} does not lie in a weight file", seen=str(tensor)[:200])
+        seen = (tensor.dtype, tuple(tensor.shape), tensor.length)
+        if seen != (wanted.dtype, wanted.shape, wanted.nbytes):
+            raise ExportError(
+                f"{wanted.name} is stored with another type",
+                seen=f"{tensor.dtype.name} {list(tensor.shape)}, {tensor.length} bytes",
+                expected=f"{wanted.dtype.name} {list(wanted.shape)}, {wanted.nbytes} bytes",
+            )
+        places[wanted.name] = Place(str(tensor.location), tensor.offset or 0)
+    files = sorted({place.file for place in places.values()})
+    return Layout(places, {name: (folder / name).stat().st_size for name in files})
+
+
+def check_weights(
+    plan: WeightPlan, layout: Layout, folder: Path, digests: Digests, progress: Callable[[int], None]
+) -> dict[str, str]:
+    """Read every weight file once: every region has its digest. Returns the sha256 of each file.
+
+    Comparing counts, names or shapes would miss a dropped or swapped expert. `progress` is called with the bytes read.
+    Raises ExportError naming the first initializer whose bytes differ.
+    """
+    segments: dict[str, list[_Segment]] = {name: [] for name in layout.sizes}
+    for index, piece in enumerate(plan.pieces):
+        for region, digest in zip(piece.regions, digests[index], strict=True):
+            place = layout.places[region.initializer]
+            start = place.offset + region.offset
+            segments[place.file].append(_Segment(start, start + region.nbytes, region, digest))
+    return {name: _check_file(folder / name, sorted(parts), progress) for name, parts in segments.items()}
+
+
+class _Segment(NamedTuple):
+    """Bytes `start` to `end` of a file that a region should fill, and their digest."""
+
+    start: int
+    end: int
+    region: Region
+    digest: str
+
+
+def _check_file(path: Path, segments: Sequence[_Segment], progress: Callable[[int], None]) -> str:
+    """The file's sha256, computed beside the segments' by a second thread, so that it is read once."""
+    whole = hashlib.sha256()
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(max_workers=1) as pool:
+        pending: deque[Future[None]] = deque()
+
+        def blocks(end: int) -> Iterator[bytes]:
+            while (left := end - file.tell()) > 0 and (block := file.read(min(_BLOCK, left))):
+                pending.append(pool.submit(whole.update, block))
+                if len(pending) > _BLOCKS_AHEAD:
+                    pending.popleft().result()
+                progress(len(block))
+                yield block
+
+        for segment in segments:
+            for _ in blocks(segment.start):
+                pass
+            digest = hashlib.sha256()
+            for block in blocks(segment.end):
+                digest.update(block)
+            if digest.hexdigest() != segment.digest:
+                raise ExportError(
+                    f"{segment.region.initializer} holds other values than the checkpoint",
+                    seen=f"bytes {segment.region.offset} to {segment.region.offset + segment.region.nbytes} differ",
+                    fix="export again",
+                )
+        for _ in blocks(path.stat().st_size):
+            pass
+    return whole.hexdigest()
