@@ -1,0 +1,155 @@
+"""plugins/generated/kimi_ops.h, written from the OpSpecs: `python -m kimi_deploy.ops.cpp_header > that file`.
+
+The C++ plugins hold no signature of their own: names, ports, dimensions, fields and the ABI hash come from this header.
+Dimension expressions become postfix programs, which the adapter evaluates over sizes and over TensorRT's expressions.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+
+from kimi_deploy.ops.plugins import PLUGINS, PluginSpec
+from kimi_deploy.ops.spec import Attribute, OpSpec, Port
+from kimi_deploy.ops.standard import OptionalAttribute
+
+HEADER = """// Written by `python -m kimi_deploy.ops.cpp_header`; do not edit. A test keeps it current.
+// clang-format off
+#pragma once
+
+#include "../tensorrt/op_spec.h"
+
+namespace kimi {
+"""
+
+_OPERATIONS = {ast.Add: "kAdd", ast.Sub: "kSubtract", ast.Mult: "kMultiply", ast.FloorDiv: "kDivide"}
+_PORT_TYPES = {"T": "kT", "S": "kS", "float32": "kFloat32", "int32": "kInt32"}
+_FIELD_TYPES = {"int": "kInt", "float": "kFloat", "string": "kString"}
+
+
+def symbols_of(spec: OpSpec) -> list[str]:
+    """Every symbol of the op's dimensions: integer attributes first, then in the order of the ports."""
+    names = dict.fromkeys(a.name for a in spec.attributes if a.type == "int")
+    for port in (*spec.inputs, *spec.outputs):
+        for dim in port.dims:
+            names.update(dict.fromkeys(n.id for n in ast.walk(ast.parse(dim, mode="eval")) if isinstance(n, ast.Name)))
+    return list(names)
+
+
+def postfix(expression: str, symbols: Sequence[str]) -> list[tuple[str, int]]:
+    """A dimension as (kind, value) steps of a stack machine; `symbols` gives the indices."""
+
+    def walk(node: ast.expr) -> list[tuple[str, int]]:
+        match node:
+            case ast.Constant(value=int(value)):
+                return [("kConstant", value)]
+            case ast.Name(id=name):
+                return [("kSymbol", symbols.index(name))]
+            case ast.BinOp(left=left, op=op, right=right):
+                return [*walk(left), *walk(right), (_OPERATIONS[type(op)], 0)]
+        raise ValueError(f"dimension {expression!r} has no C++ form")
+
+    return walk(ast.parse(expression, mode="eval").body)
+
+
+def header() -> str:
+    """The whole file."""
+    names = ", ".join(f"&{_snake(name)}::kSpec" for name in PLUGINS)
+    all_ops = f"inline constexpr const OpSpec* kOps[] = {{{names}}};"
+    return "\n".join([HEADER, *(_op(p) for p in PLUGINS.values()), all_ops, "", "}  // namespace kimi", ""])
+
+
+def _op(plugin: PluginSpec) -> str:
+    spec, symbols = plugin.op, symbols_of(plugin.op)
+    lines = [f"namespace {_snake(spec.name)} {{", ""]
+    for title, names in (
+        ("Input", [p.name for p in spec.inputs]),
+        ("Output", [p.name for p in spec.outputs]),
+        ("Field", [f.name for f in plugin.fields]),
+        ("Symbol", symbols),
+    ):
+        lines.append(f"enum {title} {{ {', '.join(_constant(title, n) for n in names)} }};")
+    for field in plugin.fields:
+        if field.choices:
+            title = _camel(field.name)
+            lines.append(f"enum class {title} {{ {', '.join('k' + _camel(c) for c in field.choices)} }};")
+    lines.append("")
+    lines.append(f"inline constexpr const char* kSymbols[] = {{{', '.join(_text(s) for s in symbols)}}};")
+    for kind, ports in (("In", spec.inputs), ("Out", spec.outputs)):
+        for port in ports:
+            lines += _dimensions(kind, port, symbols)
+        body = ",\n    ".join(_port(kind, p) for p in ports)
+        lines.append(f"inline constexpr PortSpec k{kind}puts[] = {{\n    {body}}};")
+    for field in plugin.fields:
+        if field.choices:
+            choices = ", ".join(_text(c) for c in field.choices)
+            lines.append(f"inline constexpr const char* kChoicesOf{_camel(field.name)}[] = {{{choices}}};")
+    body = ",\n    ".join(_field(f, symbols) for f in plugin.fields)
+    lines.append(f"inline constexpr FieldSpec kFields[] = {{\n    {body}}};")
+    names = [p.name for p in spec.inputs]
+    aliases = {present: names.index(past) for past, present in spec.aliases}
+    indices = ", ".join(str(aliases.get(p.name, -1)) for p in spec.outputs)
+    lines.append(f"inline constexpr int kAliases[] = {{{indices}}};")
+    abi = "nullptr" if plugin.abi is None else _text(plugin.abi)
+    lines.append(
+        f"inline constexpr OpSpec kSpec = {{{_text(spec.name)}, {_text(plugin.namespace)}, {_text(plugin.version)}, {abi},\n"
+        "    kInputs, kOutputs, kFields, kSymbols, kAliases};"
+    )
+    lines += ["", f"}}  // namespace {_snake(spec.name)}", ""]
+    return "\n".join(lines)
+
+
+def _dimensions(kind: str, port: Port, symbols: Sequence[str]) -> list[str]:
+    lines = []
+    for axis, dim in enumerate(port.dims):
+        steps = ", ".join(f"{{DimensionStep::{k}, {v}}}" for k, v in postfix(dim, symbols))
+        lines.append(f"inline constexpr DimensionStep k{kind}{_camel(port.name)}{axis}[] = {{{steps}}};")
+    dims = ", ".join(f"{{{_text(d)}, k{kind}{_camel(port.name)}{axis}}}" for axis, d in enumerate(port.dims))
+    lines.append(f"inline constexpr DimensionSpec k{kind}{_camel(port.name)}Dims[] = {{{dims}}};")
+    return lines
+
+
+def _port(kind: str, port: Port) -> str:
+    optional = "true" if port.optional else "false"
+    return f"{{{_text(port.name)}, PortType::{_PORT_TYPES[port.dtype]}, {optional}, k{kind}{_camel(port.name)}Dims}}"
+
+
+def _field(field: Attribute, symbols: Sequence[str]) -> str:
+    """Name, type, symbol (or -1), required, default, choices."""
+    symbol = symbols.index(field.name) if field.name in symbols else -1
+    integer, real = 0, 0.0
+    required = not isinstance(field, OptionalAttribute)
+    if isinstance(field, OptionalAttribute):
+        if field.type == "string":
+            integer = field.choices.index(str(field.default))
+        elif field.type == "int":
+            integer = int(field.default)
+        else:
+            real = float(field.default)
+    choices = f"kChoicesOf{_camel(field.name)}" if field.choices else "{}"
+    return (
+        f"{{{_text(field.name)}, FieldType::{_FIELD_TYPES[field.type]}, {symbol}, {'true' if required else 'false'}, "
+        f"{integer}, {real}f, {choices}}}"
+    )
+
+
+def _text(value: str) -> str:
+    return json.dumps(value)
+
+
+def _constant(title: str, name: str) -> str:
+    return f"k{title}{_camel(name)}"
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+if __name__ == "__main__":
+    print(header(), end="")
