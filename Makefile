@@ -7,7 +7,7 @@ ENGINE := engines/demo
 MODEL  := models/demo
 RESULTS ?= build/gpu-results
 
-.PHONY: demo test lint format clean help kernels kernels-emulated gpu
+.PHONY: demo test lint format clean help kernels kernels-emulated plugins gpu
 
 help:
 	@echo "make demo   set up, then export, generate, validate and build an engine on the CPU"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint   ruff, mypy and clang-format"
 	@echo "make kernels           the CUDA kernels, for every supported GPU (needs CUDA 13's nvcc)"
 	@echo "make kernels-emulated  the same kernels for the CPU"
+	@echo "make plugins           the CUDA kernels and, over them, the TensorRT plugins; TENSORRT_ROOT=folder, or headers from GitHub"
 	@echo "make gpu    on a machine with an NVIDIA GPU: build, GPU tests, sanitizer, benchmark; RESULTS=folder"
 	@echo "make clean  remove what demo produced, not the environment"
 
@@ -48,6 +49,10 @@ kernels:
 kernels-emulated:
 	cmake -S plugins -B build/kernels-emulated -DKIMI_CUDA=OFF
 	cmake --build build/kernels-emulated --parallel --target kimi_kernels_emulated
+
+plugins:
+	cmake -S plugins -B build/kernels -DKIMI_EMULATED=OFF -DKIMI_TENSORRT=ON
+	cmake --build build/kernels --parallel
 
 gpu:
 	PYTHON=$(PYTHON) scripts/gpu_suite.sh $(RESULTS)

@@ -47,7 +47,7 @@ def build_engine(folder: Path, output: Path, recipe: EngineRecipe, *, overwrite:
     with progress("checking the export", None, "bytes"):
         source.verify(folder)
     plugin_ops = PLUGIN_OPS if recipe.plugin == "auto" else frozenset()
-    graph = read_graph(folder / MODEL_NAME, plugin_ops)
+    graph = read_graph(folder / MODEL_NAME, plugin_ops, in_place_state=recipe.in_place_state)
     recipe.check_against(graph.contract)
     capabilities = capabilities_for(
         backend.name, recipe.compute_capabilities, backend.offered_capabilities, graph.contract.dtype
@@ -131,7 +131,7 @@ def _build(
     backend.logger.errors.clear()
     plugin_ops = PLUGIN_OPS if recipe.plugin == "auto" else frozenset()
     if plugin_ops:
-        register_plugins(backend, in_place_state=recipe.in_place_state)
+        register_plugins(backend)
     builder = trt.Builder(backend.logger)
     if not builder:
         raise EngineError(f"{backend.name} cannot start a build", seen="; ".join(backend.logger.errors[-4:]))

@@ -14,6 +14,7 @@ from kimi_deploy.engine.backend import Backend
 from kimi_deploy.engine.plugin_registry import registered_plugins
 from kimi_deploy.errors import EngineError
 from kimi_deploy.onnx.bodies import set_bodies
+from kimi_deploy.ops.plugins import IN_PLACE_FIELD
 from kimi_deploy.ops.spec import DOMAIN
 
 PLUGIN_NAMESPACE = "plugin_namespace"
@@ -28,11 +29,12 @@ class Graph:
     custom_nodes: dict[str, int]
 
 
-def read_graph(path: Path, plugin_ops: frozenset[str]) -> Graph:
+def read_graph(path: Path, plugin_ops: frozenset[str], *, in_place_state: bool = False) -> Graph:
     """Load `path` without its weights and give every custom op the body that TensorRT parses.
 
     Nodes of `plugin_ops` keep the attribute that makes TensorRT take a plugin; others lose it, so that a plugin that
-    happens to be registered cannot be taken instead of the body. Raises EngineError for a graph without contract.
+    happens to be registered cannot be taken instead of the body. `in_place_state` is written onto them, for plugins
+    whose state outputs are to be their state inputs. Raises EngineError for a graph without contract.
     """
     model = ir.load(path)
     text = model.metadata_props.get(METADATA_KEY)
@@ -48,6 +50,8 @@ def read_graph(path: Path, plugin_ops: frozenset[str]) -> Graph:
     for node in nodes:
         if node.op_type not in plugin_ops:
             node.attributes.pop(PLUGIN_NAMESPACE, None)
+        elif in_place_state:
+            node.attributes[IN_PLACE_FIELD] = ir.AttrInt64(IN_PLACE_FIELD, 1)
     return Graph(ir.to_proto(model).SerializeToString(), contract, dict(Counter(n.op_type for n in nodes)))
 
 

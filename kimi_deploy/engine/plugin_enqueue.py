@@ -1,41 +1,33 @@
-"""What a plugin does when it runs: the project's torch op on the memory that TensorRT bound."""
+"""Running a plugin by the project's torch op on the memory that TensorRT bound: where there is no kernel library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from kimi_deploy.engine.plugin_call import Binding, PluginCall
 from kimi_deploy.engine.plugin_memory import Device, tensor_at
-from kimi_deploy.ops.spec import AttributeValue, OpSpec
 from kimi_deploy.ops.torch_ops import overload
 
-_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32}
 
-Binding = tuple[int, tuple[int, ...], str]
-"""Address, shape and TensorRT's name of the dtype of one tensor."""
-
-
-def run_op(
-    spec: OpSpec,
-    attributes: Mapping[str, AttributeValue],
-    inputs: Sequence[Binding],
-    outputs: Sequence[Binding],
-    stream: int,
-    device: Device,
-) -> None:
-    """Run torch.ops.kimi.<op> on `inputs` and write its results to `outputs`, in order on the CUDA `stream`.
+def run_op(call: PluginCall, device: Device) -> None:
+    """Run torch.ops.kimi.<op> on the call's inputs and write its results to its outputs, in order on its CUDA stream.
 
     An output may be the memory of a state input: the op returns new tensors, which are copied out after it read its
     inputs.
     """
-    with _on_stream(stream, device), torch.inference_mode():
-        tensors = [tensor_at(pointer, shape, _DTYPES[kind], device) for pointer, shape, kind in inputs]
-        results = overload(spec.name)(*tensors, **attributes)
+    name = call.plugin.op.name
+    attributes = {a.name: call.fields[a.name] for a in call.plugin.op.attributes}
+    with _on_stream(call.stream, device), torch.inference_mode():
+        results = overload(name)(*(_tensor(b, device) for b in call.inputs), **attributes)
         results = results if isinstance(results, (tuple, list)) else (results,)
-        for (pointer, shape, kind), result in zip(outputs, results, strict=True):
-            tensor_at(pointer, shape, _DTYPES[kind], device).copy_(result, non_blocking=True)
+        for binding, result in zip(call.outputs, results, strict=True):
+            _tensor(binding, device).copy_(result, non_blocking=True)
+
+
+def _tensor(binding: Binding, device: Device) -> torch.Tensor:
+    return tensor_at(binding.address, binding.shape, getattr(torch, binding.dtype), device)
 
 
 def _on_stream(stream: int, device: Device) -> AbstractContextManager[object]:

@@ -1,41 +1,63 @@
-"""The ops that have a TensorRT plugin, and their creators in TensorRT's process-wide registry."""
+"""The plugins this package puts into TensorRT's process-wide registry: C++ ones from the library, or Python ones."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from kimi_deploy.engine.backend import Backend
-from kimi_deploy.engine.plugin import PLUGIN_VERSION, creator_class
+from kimi_deploy.engine.plugin import creator_class
+from kimi_deploy.engine.plugin_library import PluginLibrary
 from kimi_deploy.errors import EngineError
-from kimi_deploy.ops.registry import OPS
+from kimi_deploy.ops.plugins import PLUGINS
 from kimi_deploy.ops.spec import DOMAIN
 
-PLUGIN_OPS: frozenset[str] = frozenset({"KimiDeltaAttention"})
-"""The recurrence is the one thing standard operators do slowly; TensorRT has good ones for the other two ops."""
+PluginKind = Literal["native", "python"]
+PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
+
+PLUGIN_OPS: frozenset[str] = frozenset(name for name, plugin in PLUGINS.items() if plugin.namespace == DOMAIN)
+"""The ops of our graphs that have a plugin; ONNX's own operators have one too, which our graphs do not need."""
 
 # a creator may be registered once per process, and TensorRT does not keep Python objects alive
 _creators: dict[str, dict[str, Any]] = {}
+_kinds: dict[str, PluginKind] = {}
 
 
-def register_plugins(backend: Backend, *, in_place_state: bool = False) -> None:
-    """Register every op's creator with the backend, once; later calls only change `in_place_state` of new plugins.
+def register_plugins(backend: Backend, kind: PluginKind = "python", *, library: Path | None = None) -> None:
+    """Register every plugin with the backend, once: a process has either kind for its whole life.
 
-    Raises EngineError when another plugin of that name, version and namespace is there.
+    native: the C++ plugins of `library`, by default the one that `make plugins` built; they log their refusals. python:
+    classes made from the same specs, which keep theirs in `registered_plugins`. Raises EngineError when the other kind,
+    or another library's plugin of that name, is registered, and as `PluginLibrary.open` does.
     """
+    if _kinds.get(backend.name, kind) != kind:
+        raise EngineError(
+            f"the {_kinds[backend.name]} plugins are registered in this process already",
+            seen=f"asked for: {kind}",
+            fix="use one kind per process",
+        )
+    if kind == "native":
+        PluginLibrary.open(library).register()
+    else:
+        _register_classes(backend)
+    _kinds[backend.name] = kind
+
+
+def _register_classes(backend: Backend) -> None:
     creators = _creators.setdefault(backend.name, {})
-    for name in sorted(PLUGIN_OPS - set(creators)):
-        creator = creator_class(backend, OPS[name])()
-        if not backend.registry.register_creator(creator, DOMAIN):
+    for name, plugin in PLUGINS.items():
+        if name in creators:
+            continue
+        creator = creator_class(backend, plugin)()
+        if not backend.registry.register_creator(creator, plugin.namespace):
             raise EngineError(
-                f"a plugin {DOMAIN}::{name} version {PLUGIN_VERSION} is registered already",
+                f"a plugin {plugin.label} version {plugin.version} is registered already",
                 seen="a creator that this package did not register",
                 fix="do not load another library with that plugin into this process",
             )
         creators[name] = creator
-    for creator in creators.values():
-        creator.in_place_state = in_place_state
 
 
 def registered_plugins(backend: Backend) -> dict[str, Any]:
-    """The creators this package registered with the backend, by op."""
+    """The Python creators this package registered with the backend, by op."""
     return _creators.get(backend.name, {})

@@ -74,6 +74,8 @@ def declare(library: ctypes.CDLL) -> None:
         ("kimi_kda_decode", ctypes.c_int32, (arguments,)),
         ("kimi_kda_prefill_workspace", ctypes.c_int32, (arguments, ctypes.POINTER(ctypes.c_size_t))),
         ("kimi_kda_prefill", ctypes.c_int32, (arguments,)),
+        ("kimi_kda_workspace", ctypes.c_int32, (arguments, ctypes.POINTER(ctypes.c_size_t))),
+        ("kimi_kda", ctypes.c_int32, (arguments,)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, parameters

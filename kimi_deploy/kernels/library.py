@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kimi_deploy.errors import BackendError, ContractError
 from kimi_deploy.kernels.abi import ABI_VERSION, STATUS, KdaArguments, declare
@@ -66,6 +66,10 @@ class KernelLibrary:
     def prefill(self, arguments: KdaArguments) -> None:
         """kimi_kda_prefill. Raises ContractError for refused arguments, BackendError for a failed launch."""
         self._check("kda_prefill", self._library.kimi_kda_prefill(ctypes.byref(arguments)))
+
+    def call(self, function: str, arguments: ctypes.Structure, *more: Any) -> None:
+        """A function by name. Raises ContractError for refused arguments, BackendError for a failed launch."""
+        self._check(function.removeprefix("kimi_"), getattr(self._library, function)(ctypes.byref(arguments), *more))
 
     def set_seed(self, seed: int) -> None:
         """Seed of the order of threads and blocks; the emulated library only (AttributeError otherwise)."""

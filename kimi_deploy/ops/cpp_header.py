@@ -11,7 +11,14 @@ import json
 import re
 from collections.abc import Sequence
 
-from kimi_deploy.ops.plugins import PLUGINS, PluginSpec
+from kimi_deploy.ops.plugins import (
+    ABI_FIELD,
+    IN_PLACE_FIELD,
+    PLUGINS,
+    WORKSPACE_BLOCK,
+    WORKSPACE_FIELD,
+    PluginSpec,
+)
 from kimi_deploy.ops.spec import Attribute, OpSpec, Port
 from kimi_deploy.ops.standard import OptionalAttribute
 
@@ -34,7 +41,8 @@ def symbols_of(spec: OpSpec) -> list[str]:
     names = dict.fromkeys(a.name for a in spec.attributes if a.type == "int")
     for port in (*spec.inputs, *spec.outputs):
         for dim in port.dims:
-            names.update(dict.fromkeys(n.id for n in ast.walk(ast.parse(dim, mode="eval")) if isinstance(n, ast.Name)))
+            used = (n.id for n in ast.walk(ast.parse(dim, mode="eval")) if isinstance(n, ast.Name))
+            names.update(dict.fromkeys(n for n in used if n != "max"))
     return list(names)
 
 
@@ -47,8 +55,10 @@ def postfix(expression: str, symbols: Sequence[str]) -> list[tuple[str, int]]:
                 return [("kConstant", value)]
             case ast.Name(id=name):
                 return [("kSymbol", symbols.index(name))]
-            case ast.BinOp(left=left, op=op, right=right):
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATIONS:
                 return [*walk(left), *walk(right), (_OPERATIONS[type(op)], 0)]
+            case ast.Call(func=ast.Name(id="max"), args=[left, right]):
+                return [*walk(left), *walk(right), ("kMax", 0)]
         raise ValueError(f"dimension {expression!r} has no C++ form")
 
     return walk(ast.parse(expression, mode="eval").body)
@@ -58,7 +68,8 @@ def header() -> str:
     """The whole file."""
     names = ", ".join(f"&{_snake(name)}::kSpec" for name in PLUGINS)
     all_ops = f"inline constexpr const OpSpec* kOps[] = {{{names}}};"
-    return "\n".join([HEADER, *(_op(p) for p in PLUGINS.values()), all_ops, "", "}  // namespace kimi", ""])
+    block = f"inline constexpr int64_t kWorkspaceBlock = {WORKSPACE_BLOCK};  // bytes\n"
+    return "\n".join([HEADER, block, *(_op(p) for p in PLUGINS.values()), all_ops, "", "}  // namespace kimi", ""])
 
 
 def _op(plugin: PluginSpec) -> str:
@@ -93,9 +104,14 @@ def _op(plugin: PluginSpec) -> str:
     indices = ", ".join(str(aliases.get(p.name, -1)) for p in spec.outputs)
     lines.append(f"inline constexpr int kAliases[] = {{{indices}}};")
     abi = "nullptr" if plugin.abi is None else _text(plugin.abi)
+    field_names = [f.name for f in plugin.fields]
+    special = [
+        str(field_names.index(name) if name in field_names else -1)
+        for name in (ABI_FIELD, IN_PLACE_FIELD, WORKSPACE_FIELD)
+    ]
     lines.append(
-        f"inline constexpr OpSpec kSpec = {{{_text(spec.name)}, {_text(plugin.namespace)}, {_text(plugin.version)}, {abi},\n"
-        "    kInputs, kOutputs, kFields, kSymbols, kAliases};"
+        f"inline constexpr OpSpec kSpec = {{{_text(spec.name)}, {_text(plugin.namespace)}, {_text(plugin.version)},\n"
+        f"    {abi}, kInputs, kOutputs, kFields, kSymbols, kAliases, {', '.join(special)}}};"
     )
     lines += ["", f"}}  // namespace {_snake(spec.name)}", ""]
     return "\n".join(lines)

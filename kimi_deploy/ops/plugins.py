@@ -22,6 +22,17 @@ IN_PLACE = OptionalAttribute(
     default=0,
 )
 
+WORKSPACE_FIELD = "workspace_blocks"
+WORKSPACE_BLOCK = 256
+"""Bytes of a block of workspace."""
+WORKSPACE = OptionalAttribute(
+    WORKSPACE_FIELD,
+    "int",
+    f"written into a plan: blocks of {WORKSPACE_BLOCK} bytes that TensorRT keeps for the layer; -1: not asked yet; "
+    "kernels that need more are refused, not run over the end",
+    default=-1,
+)
+
 
 @dataclass(frozen=True)
 class PluginSpec:
@@ -40,7 +51,7 @@ class PluginSpec:
     def fields(self) -> tuple[Attribute, ...]:
         """Everything the plugin is made from and serialises, in order."""
         abi = (Attribute(ABI_FIELD, "string", "content hash of the op's contract"),) if self.abi else ()
-        return (*self.op.attributes, *abi, *((IN_PLACE,) if self.op.aliases else ()))
+        return (*self.op.attributes, *abi, *((IN_PLACE,) if self.op.aliases else ()), WORKSPACE)
 
     @property
     def label(self) -> str:

@@ -1,7 +1,7 @@
 """OpSpec: one definition of a custom op, from which everything else about it is derived.
 
 Ports have symbolic shapes. A dimension is an expression over dimension symbols (bound from the inputs),
-and attributes, written with `*`, `+`, `-`, `//` and integers: "3*num_heads*head_dim". Pure Python: the command
+and attributes, written with `*`, `+`, `-`, `//`, `max` and integers: "3*num_heads*head_dim". Pure Python: the command
 line's help and the plugin generator read specs without torch or onnx.
 """
 
@@ -22,8 +22,8 @@ DOMAIN = "kimi"
 DOMAIN_VERSION = 1
 
 PortDtype = Literal["T", "S", "float32", "int32"]
-"""`T` is the model's floating dtype (float32, float16 or bfloat16), the same for all `T` ports of a node; `S` is a second
-one, of the states of ONNX's own operators, and is `T` where no input has it."""
+"""`T` is the model's floating dtype (float32, float16 or bfloat16), the same for all `T` ports of a node; `S` is a
+second one, of the states of ONNX's own operators, and is `T` where no input has it."""
 AttributeType = Literal["int", "float", "string"]
 AttributeValue = int | float | str
 
@@ -179,6 +179,8 @@ def evaluate_dim(expression: str, symbols: Mapping[str, int]) -> int:
                 return walk(left) * walk(right)
             case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
                 return walk(left) // walk(right)
+            case ast.Call(func=ast.Name(id="max"), args=[left, right]):
+                return max(walk(left), walk(right))
         raise ContractError(f"dimension {expression!r} cannot be evaluated", seen=f"symbols {sorted(symbols)}")
 
     return walk(_parsed(expression))

@@ -1,6 +1,8 @@
 """ONNX's own linear-attention operators (opset 27), written as OpSpecs, so that they get plugins as our ops do.
 
 They are not our contract: names, shapes and defaults are those of `onnx.defs`, and no ABI hash stands on their nodes.
+LinearAttention is wider than the standard as com.microsoft's operator of that name is: fewer query and key heads than
+states, which Qwen's gated delta nets have.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ class OptionalAttribute(Attribute):
     default: AttributeValue = 0
 
 
-_STATE_DIMS = ("batch", "kv_num_heads", "key_size//kv_num_heads", "value_size//kv_num_heads")
+_STATE_DIMS = ("batch", "kv_num_heads", "query_size//q_num_heads", "value_size//kv_num_heads")
 _CONV_STATE_DIMS = ("batch", "channels", "kernel_size-1")
 
 LINEAR_ATTENTION = OpSpec(
@@ -28,25 +30,30 @@ LINEAR_ATTENTION = OpSpec(
     doc="ONNX's LinearAttention: S_t = exp(g_t) S_(t-1) + beta_t k_t (v_t - exp(g_t) S_(t-1)^T k_t), o_t = scale q_t^T "
     "S_t, or that rule without decay, without beta or without both.",
     inputs=(
-        Port("query", ("batch", "sequence", "q_num_heads*(key_size//kv_num_heads)"), "T", "heads packed"),
-        Port("key", ("batch", "sequence", "key_size"), "T", "kv_num_heads heads packed"),
+        Port("query", ("batch", "sequence", "query_size"), "T", "q_num_heads heads packed"),
+        Port("key", ("batch", "sequence", "key_size"), "T", "kv_num_heads heads packed, or a divisor of them"),
         Port("value", ("batch", "sequence", "value_size"), "T", "kv_num_heads heads packed"),
         Port("past_state", _STATE_DIMS, "S", "[key, value]; absent means zeros", optional=True),
         Port(
             "decay",
             ("batch", "sequence", "decay_size"),
             "T",
-            "log decay, of a head (decay_size = kv_num_heads) or of every key (key_size)",
+            "log decay, of a state head (decay_size = kv_num_heads) or of each of its keys",
             optional=True,
         ),
         Port("beta", ("batch", "sequence", "beta_size"), "T", "of a head (kv_num_heads) or of all (1)", optional=True),
     ),
     outputs=(
-        Port("output", ("batch", "sequence", "q_num_heads*(value_size//kv_num_heads)"), "T", "heads packed"),
+        Port(
+            "output",
+            ("batch", "sequence", "max(q_num_heads, kv_num_heads)*(value_size//kv_num_heads)"),
+            "T",
+            "heads packed",
+        ),
         Port("present_state", _STATE_DIMS, "S", "[key, value]"),
     ),
     attributes=(
-        Attribute("q_num_heads", "int", "query heads, a multiple of kv_num_heads"),
+        Attribute("q_num_heads", "int", "query heads, a multiple of kv_num_heads or a divisor of it"),
         Attribute("kv_num_heads", "int", "key and value heads"),
         OptionalAttribute("update_rule", "string", "which terms the rule has", UPDATE_RULES, default="gated_delta"),
         OptionalAttribute("scale", "float", "of the output; 0 means 1 / sqrt(key size of a head)", default=0.0),
@@ -56,7 +63,7 @@ LINEAR_ATTENTION = OpSpec(
 
 CAUSAL_CONV_WITH_STATE = OpSpec(
     name="CausalConvWithState",
-    doc="ONNX's CausalConvWithState: depthwise causal convolution over the last axis, with the last columns as its state.",
+    doc="ONNX's CausalConvWithState: depthwise causal convolution over the last axis; the last columns are its state.",
     inputs=(
         Port("input", ("batch", "channels", "length"), "T", "channels first"),
         Port("weight", ("channels", "1", "kernel_size"), "T", "newest step last"),

@@ -6,11 +6,13 @@
 
 namespace kimi {
 
+inline constexpr int64_t kWorkspaceBlock = 256;  // bytes
+
 namespace kimi_delta_attention {
 
 enum Input { kInputQkv, kInputDecay, kInputBeta, kInputOutputGate, kInputConvWeight, kInputALog, kInputDtBias, kInputNormWeight, kInputPastConvState, kInputPastRecurrentState, kInputSequenceLengths };
 enum Output { kOutputOutput, kOutputPresentConvState, kOutputPresentRecurrentState };
-enum Field { kFieldNumHeads, kFieldHeadDim, kFieldNormEps, kFieldScale, kFieldGate, kFieldGateLowerBound, kFieldAbi, kFieldInPlaceState };
+enum Field { kFieldNumHeads, kFieldHeadDim, kFieldNormEps, kFieldScale, kFieldGate, kFieldGateLowerBound, kFieldAbi, kFieldInPlaceState, kFieldWorkspaceBlocks };
 enum Symbol { kSymbolNumHeads, kSymbolHeadDim, kSymbolBatch, kSymbolSequence, kSymbolConvWidth };
 enum class Gate { kSoftplus, kBounded };
 
@@ -89,10 +91,11 @@ inline constexpr FieldSpec kFields[] = {
     {"gate", FieldType::kString, -1, true, 0, 0.0f, kChoicesOfGate},
     {"gate_lower_bound", FieldType::kFloat, -1, true, 0, 0.0f, {}},
     {"abi", FieldType::kString, -1, true, 0, 0.0f, {}},
-    {"in_place_state", FieldType::kInt, -1, false, 0, 0.0f, {}}};
+    {"in_place_state", FieldType::kInt, -1, false, 0, 0.0f, {}},
+    {"workspace_blocks", FieldType::kInt, -1, false, -1, 0.0f, {}}};
 inline constexpr int kAliases[] = {-1, 8, 9};
-inline constexpr OpSpec kSpec = {"KimiDeltaAttention", "kimi", "1", "03343c75e980d2e7",
-    kInputs, kOutputs, kFields, kSymbols, kAliases};
+inline constexpr OpSpec kSpec = {"KimiDeltaAttention", "kimi", "1",
+    "03343c75e980d2e7", kInputs, kOutputs, kFields, kSymbols, kAliases, 6, 7, 8};
 
 }  // namespace kimi_delta_attention
 
@@ -100,35 +103,35 @@ namespace linear_attention {
 
 enum Input { kInputQuery, kInputKey, kInputValue, kInputPastState, kInputDecay, kInputBeta };
 enum Output { kOutputOutput, kOutputPresentState };
-enum Field { kFieldQNumHeads, kFieldKvNumHeads, kFieldUpdateRule, kFieldScale, kFieldChunkSize };
-enum Symbol { kSymbolQNumHeads, kSymbolKvNumHeads, kSymbolChunkSize, kSymbolBatch, kSymbolSequence, kSymbolKeySize, kSymbolValueSize, kSymbolDecaySize, kSymbolBetaSize };
+enum Field { kFieldQNumHeads, kFieldKvNumHeads, kFieldUpdateRule, kFieldScale, kFieldChunkSize, kFieldWorkspaceBlocks };
+enum Symbol { kSymbolQNumHeads, kSymbolKvNumHeads, kSymbolChunkSize, kSymbolBatch, kSymbolSequence, kSymbolQuerySize, kSymbolKeySize, kSymbolValueSize, kSymbolDecaySize, kSymbolBetaSize };
 enum class UpdateRule { kLinear, kGated, kDelta, kGatedDelta };
 
-inline constexpr const char* kSymbols[] = {"q_num_heads", "kv_num_heads", "chunk_size", "batch", "sequence", "key_size", "value_size", "decay_size", "beta_size"};
+inline constexpr const char* kSymbols[] = {"q_num_heads", "kv_num_heads", "chunk_size", "batch", "sequence", "query_size", "key_size", "value_size", "decay_size", "beta_size"};
 inline constexpr DimensionStep kInQuery0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kInQuery1[] = {{DimensionStep::kSymbol, 4}};
-inline constexpr DimensionStep kInQuery2[] = {{DimensionStep::kSymbol, 0}, {DimensionStep::kSymbol, 5}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}, {DimensionStep::kMultiply, 0}};
-inline constexpr DimensionSpec kInQueryDims[] = {{"batch", kInQuery0}, {"sequence", kInQuery1}, {"q_num_heads*(key_size//kv_num_heads)", kInQuery2}};
+inline constexpr DimensionStep kInQuery2[] = {{DimensionStep::kSymbol, 5}};
+inline constexpr DimensionSpec kInQueryDims[] = {{"batch", kInQuery0}, {"sequence", kInQuery1}, {"query_size", kInQuery2}};
 inline constexpr DimensionStep kInKey0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kInKey1[] = {{DimensionStep::kSymbol, 4}};
-inline constexpr DimensionStep kInKey2[] = {{DimensionStep::kSymbol, 5}};
+inline constexpr DimensionStep kInKey2[] = {{DimensionStep::kSymbol, 6}};
 inline constexpr DimensionSpec kInKeyDims[] = {{"batch", kInKey0}, {"sequence", kInKey1}, {"key_size", kInKey2}};
 inline constexpr DimensionStep kInValue0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kInValue1[] = {{DimensionStep::kSymbol, 4}};
-inline constexpr DimensionStep kInValue2[] = {{DimensionStep::kSymbol, 6}};
+inline constexpr DimensionStep kInValue2[] = {{DimensionStep::kSymbol, 7}};
 inline constexpr DimensionSpec kInValueDims[] = {{"batch", kInValue0}, {"sequence", kInValue1}, {"value_size", kInValue2}};
 inline constexpr DimensionStep kInPastState0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kInPastState1[] = {{DimensionStep::kSymbol, 1}};
-inline constexpr DimensionStep kInPastState2[] = {{DimensionStep::kSymbol, 5}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}};
-inline constexpr DimensionStep kInPastState3[] = {{DimensionStep::kSymbol, 6}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}};
-inline constexpr DimensionSpec kInPastStateDims[] = {{"batch", kInPastState0}, {"kv_num_heads", kInPastState1}, {"key_size//kv_num_heads", kInPastState2}, {"value_size//kv_num_heads", kInPastState3}};
+inline constexpr DimensionStep kInPastState2[] = {{DimensionStep::kSymbol, 5}, {DimensionStep::kSymbol, 0}, {DimensionStep::kDivide, 0}};
+inline constexpr DimensionStep kInPastState3[] = {{DimensionStep::kSymbol, 7}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}};
+inline constexpr DimensionSpec kInPastStateDims[] = {{"batch", kInPastState0}, {"kv_num_heads", kInPastState1}, {"query_size//q_num_heads", kInPastState2}, {"value_size//kv_num_heads", kInPastState3}};
 inline constexpr DimensionStep kInDecay0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kInDecay1[] = {{DimensionStep::kSymbol, 4}};
-inline constexpr DimensionStep kInDecay2[] = {{DimensionStep::kSymbol, 7}};
+inline constexpr DimensionStep kInDecay2[] = {{DimensionStep::kSymbol, 8}};
 inline constexpr DimensionSpec kInDecayDims[] = {{"batch", kInDecay0}, {"sequence", kInDecay1}, {"decay_size", kInDecay2}};
 inline constexpr DimensionStep kInBeta0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kInBeta1[] = {{DimensionStep::kSymbol, 4}};
-inline constexpr DimensionStep kInBeta2[] = {{DimensionStep::kSymbol, 8}};
+inline constexpr DimensionStep kInBeta2[] = {{DimensionStep::kSymbol, 9}};
 inline constexpr DimensionSpec kInBetaDims[] = {{"batch", kInBeta0}, {"sequence", kInBeta1}, {"beta_size", kInBeta2}};
 inline constexpr PortSpec kInputs[] = {
     {"query", PortType::kT, false, kInQueryDims},
@@ -139,13 +142,13 @@ inline constexpr PortSpec kInputs[] = {
     {"beta", PortType::kT, true, kInBetaDims}};
 inline constexpr DimensionStep kOutOutput0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kOutOutput1[] = {{DimensionStep::kSymbol, 4}};
-inline constexpr DimensionStep kOutOutput2[] = {{DimensionStep::kSymbol, 0}, {DimensionStep::kSymbol, 6}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}, {DimensionStep::kMultiply, 0}};
-inline constexpr DimensionSpec kOutOutputDims[] = {{"batch", kOutOutput0}, {"sequence", kOutOutput1}, {"q_num_heads*(value_size//kv_num_heads)", kOutOutput2}};
+inline constexpr DimensionStep kOutOutput2[] = {{DimensionStep::kSymbol, 0}, {DimensionStep::kSymbol, 1}, {DimensionStep::kMax, 0}, {DimensionStep::kSymbol, 7}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}, {DimensionStep::kMultiply, 0}};
+inline constexpr DimensionSpec kOutOutputDims[] = {{"batch", kOutOutput0}, {"sequence", kOutOutput1}, {"max(q_num_heads, kv_num_heads)*(value_size//kv_num_heads)", kOutOutput2}};
 inline constexpr DimensionStep kOutPresentState0[] = {{DimensionStep::kSymbol, 3}};
 inline constexpr DimensionStep kOutPresentState1[] = {{DimensionStep::kSymbol, 1}};
-inline constexpr DimensionStep kOutPresentState2[] = {{DimensionStep::kSymbol, 5}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}};
-inline constexpr DimensionStep kOutPresentState3[] = {{DimensionStep::kSymbol, 6}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}};
-inline constexpr DimensionSpec kOutPresentStateDims[] = {{"batch", kOutPresentState0}, {"kv_num_heads", kOutPresentState1}, {"key_size//kv_num_heads", kOutPresentState2}, {"value_size//kv_num_heads", kOutPresentState3}};
+inline constexpr DimensionStep kOutPresentState2[] = {{DimensionStep::kSymbol, 5}, {DimensionStep::kSymbol, 0}, {DimensionStep::kDivide, 0}};
+inline constexpr DimensionStep kOutPresentState3[] = {{DimensionStep::kSymbol, 7}, {DimensionStep::kSymbol, 1}, {DimensionStep::kDivide, 0}};
+inline constexpr DimensionSpec kOutPresentStateDims[] = {{"batch", kOutPresentState0}, {"kv_num_heads", kOutPresentState1}, {"query_size//q_num_heads", kOutPresentState2}, {"value_size//kv_num_heads", kOutPresentState3}};
 inline constexpr PortSpec kOutputs[] = {
     {"output", PortType::kT, false, kOutOutputDims},
     {"present_state", PortType::kS, false, kOutPresentStateDims}};
@@ -155,10 +158,11 @@ inline constexpr FieldSpec kFields[] = {
     {"kv_num_heads", FieldType::kInt, 1, true, 0, 0.0f, {}},
     {"update_rule", FieldType::kString, -1, false, 3, 0.0f, kChoicesOfUpdateRule},
     {"scale", FieldType::kFloat, -1, false, 0, 0.0f, {}},
-    {"chunk_size", FieldType::kInt, 2, false, 64, 0.0f, {}}};
+    {"chunk_size", FieldType::kInt, 2, false, 64, 0.0f, {}},
+    {"workspace_blocks", FieldType::kInt, -1, false, -1, 0.0f, {}}};
 inline constexpr int kAliases[] = {-1, -1};
-inline constexpr OpSpec kSpec = {"LinearAttention", "", "1", nullptr,
-    kInputs, kOutputs, kFields, kSymbols, kAliases};
+inline constexpr OpSpec kSpec = {"LinearAttention", "", "1",
+    nullptr, kInputs, kOutputs, kFields, kSymbols, kAliases, -1, -1, 5};
 
 }  // namespace linear_attention
 
@@ -166,7 +170,7 @@ namespace causal_conv_with_state {
 
 enum Input { kInputInput, kInputWeight, kInputBias, kInputPastState };
 enum Output { kOutputOutput, kOutputPresentState };
-enum Field { kFieldNdim, kFieldActivation };
+enum Field { kFieldNdim, kFieldActivation, kFieldWorkspaceBlocks };
 enum Symbol { kSymbolNdim, kSymbolBatch, kSymbolChannels, kSymbolLength, kSymbolKernelSize };
 enum class Activation { kNone, kSilu, kSwish };
 
@@ -204,10 +208,11 @@ inline constexpr PortSpec kOutputs[] = {
 inline constexpr const char* kChoicesOfActivation[] = {"none", "silu", "swish"};
 inline constexpr FieldSpec kFields[] = {
     {"ndim", FieldType::kInt, 0, false, 1, 0.0f, {}},
-    {"activation", FieldType::kString, -1, false, 0, 0.0f, kChoicesOfActivation}};
+    {"activation", FieldType::kString, -1, false, 0, 0.0f, kChoicesOfActivation},
+    {"workspace_blocks", FieldType::kInt, -1, false, -1, 0.0f, {}}};
 inline constexpr int kAliases[] = {-1, -1};
-inline constexpr OpSpec kSpec = {"CausalConvWithState", "", "1", nullptr,
-    kInputs, kOutputs, kFields, kSymbols, kAliases};
+inline constexpr OpSpec kSpec = {"CausalConvWithState", "", "1",
+    nullptr, kInputs, kOutputs, kFields, kSymbols, kAliases, -1, -1, 2};
 
 }  // namespace causal_conv_with_state
 

@@ -21,10 +21,11 @@ std::string number(int64_t value) { return std::to_string(value); }
 
 KimiStatus check_sizes(const KimiKdaArguments& a, Call call, std::string& message) {
   if (a.data_type != KIMI_FLOAT16 && a.data_type != KIMI_BFLOAT16 &&
-      !(a.data_type == KIMI_FLOAT32 && call == Call::kDecode)) {
-    message = "data_type is " + number(a.data_type) +
-              (call == Call::kDecode ? "; decode takes 0 (float32), 1 (float16) and 2 (bfloat16)"
-                                     : "; prefill takes 1 (float16) and 2 (bfloat16)");
+      !(a.data_type == KIMI_FLOAT32 && (call == Call::kDecode || call == Call::kSizes))) {
+    message =
+        "data_type is " + number(a.data_type) +
+        (call == Call::kDecode || call == Call::kSizes ? "; decode takes 0 (float32), 1 (float16) and 2 (bfloat16)"
+                                                       : "; prefill takes 1 (float16) and 2 (bfloat16)");
     return KIMI_ERROR_DTYPE;
   }
   if (a.state_type != KIMI_FLOAT32) {
@@ -159,7 +160,7 @@ KimiStatus check(const KimiKdaArguments* arguments, Call call, std::string& mess
     return KIMI_ERROR_ABI;
   }
   const KimiStatus status = check_sizes(*arguments, call, message);
-  if (status != KIMI_OK || call == Call::kPrefillWorkspace) return status;
+  if (status != KIMI_OK || call == Call::kSizes || call == Call::kPrefillWorkspace) return status;
   return check_pointers(*arguments, call, message);
 }
 

@@ -7,8 +7,8 @@
 
 namespace kimi {
 
-// What a call does with its arguments.
-enum class Call { kDecode, kPrefillWorkspace, kPrefill };
+// What a call does with its arguments; kSizes: it only has to find out which kernel takes them.
+enum class Call { kSizes, kDecode, kPrefillWorkspace, kPrefill };
 
 // KIMI_OK, or the code of the first thing wrong, which `message` then describes.
 KimiStatus check(const KimiKdaArguments* arguments, Call call, std::string& message);

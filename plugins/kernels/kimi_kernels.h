@@ -118,6 +118,11 @@ KIMI_API int32_t kimi_kda_prefill_workspace(const KimiKdaArguments* arguments, s
 /* The whole op on many tokens: tiles of 16 on the matrix units, three launches. float16 and bfloat16 data. */
 KIMI_API int32_t kimi_kda_prefill(const KimiKdaArguments* arguments);
 
+/* The whole op by the kernel made for these sizes: what a caller uses who has no reason to choose. kimi_kda_workspace
+ * gives its bytes, 0 where it decodes; never more for fewer rows or steps of a padded batch. */
+KIMI_API int32_t kimi_kda_workspace(const KimiKdaArguments* arguments, size_t* bytes);
+KIMI_API int32_t kimi_kda(const KimiKdaArguments* arguments);
+
 #ifdef __cplusplus
 }
 #endif

@@ -108,20 +108,22 @@ std::vector<FieldValue> read_fields(const OpSpec& spec, const nvinfer1::PluginFi
       values[i].real = field.real;
       if (field.choices.count > 0) values[i].text = field.choices[field.integer];
     }
-    if (spec.abi != nullptr && given[i] != nullptr && std::strcmp(field.name, "abi") == 0 && values[i].text != spec.abi) {
-      throw Refusal("the graph was exported for another ABI of the op than this plugin library has; seen: graph: " +
-                    values[i].text + "; expected: library: " + spec.abi +
-                    "; fix: export the model again with the version of kimi-deploy that this library is of, or build "
-                    "the library of the version that exported it");
-    }
-    if (std::strcmp(field.name, "in_place_state") == 0 && values[i].integer != 0 && values[i].integer != 1) {
-      throw Refusal("field in_place_state is not valid; seen: " + std::to_string(values[i].integer) +
-                    "; expected: 0 or 1");
-    }
   }
   if (!missing.empty()) {
-    throw Refusal("fields are missing on the node; missing: " + missing + "; expected exactly: " + expected_names(spec) +
-                  kExportAgain);
+    throw Refusal("fields are missing on the node; missing: " + missing +
+                  "; expected exactly: " + expected_names(spec) + kExportAgain);
+  }
+  if (spec.abi_field >= 0 && values[static_cast<size_t>(spec.abi_field)].text != spec.abi) {
+    throw Refusal("the graph was exported for another ABI of the op than this plugin library has; seen: graph: " +
+                  values[static_cast<size_t>(spec.abi_field)].text + "; expected: library: " + spec.abi +
+                  "; fix: export the model again with the version of kimi-deploy that this library is of, or build the "
+                  "library of the version that exported it");
+  }
+  if (spec.in_place_field >= 0) {
+    const int32_t in_place = values[static_cast<size_t>(spec.in_place_field)].integer;
+    if (in_place != 0 && in_place != 1) {
+      throw Refusal("field in_place_state is not valid; seen: " + std::to_string(in_place) + "; expected: 0 or 1");
+    }
   }
   return values;
 }

@@ -16,8 +16,8 @@ struct FieldValue {
   std::string text;
 };
 
-// Values of all fields of `spec`, in its order. Throws Refusal for an unknown, repeated, missing or wrongly typed field,
-// a value that is no choice, and another ABI than this library's.
+// Values of all fields of `spec`, in its order. Throws Refusal for an unknown, repeated, missing or wrongly typed
+// field, a value that is no choice, and another ABI than this library's.
 std::vector<FieldValue> read_fields(const OpSpec& spec, const nvinfer1::PluginFieldCollection* fields);
 
 // A collection that owns what its fields point at.

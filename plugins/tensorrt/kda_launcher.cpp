@@ -36,6 +36,7 @@ KimiKdaArguments arguments_of(const Invocation& call) {
   a.present_conv_state = call.outputs[kOutputPresentConvState];
   a.present_recurrent_state = call.outputs[kOutputPresentRecurrentState];
   a.workspace = call.workspace;
+  a.workspace_size = call.workspace_size;
   a.stream = call.stream;
   return a;
 }
@@ -46,9 +47,8 @@ int32_t workspace(const Invocation& call, size_t* bytes) {
 }
 
 int32_t enqueue(const Invocation& call) {
-  KimiKdaArguments a = arguments_of(call);
-  const int32_t status = kimi_kda_workspace(&a, &a.workspace_size);
-  return status == KIMI_OK ? kimi_kda(&a) : status;
+  const KimiKdaArguments a = arguments_of(call);
+  return kimi_kda(&a);
 }
 
 constexpr Launcher kLauncher = {&kSpec, workspace, enqueue};

@@ -14,13 +14,14 @@ namespace kimi {
 // One invocation: shapes that agree with the op, and, unless only sizes are asked for, memory.
 struct Invocation {
   const std::vector<FieldValue>* fields;
-  int64_t symbols[kMaxSymbols];  // by index of the op's symbols; -1 where no input gives a value
-  bool present[kMaxPorts];       // of the inputs
-  KimiDataType type;             // of T ports
-  KimiDataType state_type;       // of S ports
+  int64_t symbols[kMaxSymbols];   // by index of the op's symbols; -1 where no input gives a value
+  bool present[kMaxPorts];        // of the inputs
+  KimiDataType type;              // of T ports
+  KimiDataType state_type;        // of S ports
   const void* inputs[kMaxPorts];  // null where absent
   void* outputs[kMaxPorts];
   void* workspace;
+  size_t workspace_size;  // bytes
   void* stream;
 
   int32_t integer(int field) const { return (*fields)[static_cast<size_t>(field)].integer; }

@@ -23,7 +23,7 @@ struct List {
 
 // One step of a dimension's postfix program.
 struct DimensionStep {
-  enum Kind : int32_t { kConstant, kSymbol, kAdd, kSubtract, kMultiply, kDivide } kind;
+  enum Kind : int32_t { kConstant, kSymbol, kAdd, kSubtract, kMultiply, kDivide, kMax } kind;
   int32_t value;  // the constant, or the index of the symbol
 };
 
@@ -69,6 +69,9 @@ struct OpSpec {
   List<FieldSpec> fields;
   List<const char*> symbols;
   List<int> aliases;  // for each output the input whose memory it may share, or -1
+  int32_t abi_field;  // indices of the fields that are not the op's attributes; -1 where it has none
+  int32_t in_place_field;
+  int32_t workspace_field;
 };
 
 inline constexpr int32_t kMaxSymbols = 16;

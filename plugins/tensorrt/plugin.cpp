@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "../generated/kimi_ops.h"
 #include "report.h"
 
 namespace kimi {
@@ -38,6 +39,8 @@ struct SizeAlgebra {
         return first - second;
       case DimensionStep::kMultiply:
         return first * second;
+      case DimensionStep::kMax:
+        return first > second ? first : second;
       default:
         return second > 0 ? first / second : -1;
     }
@@ -54,10 +57,16 @@ struct ExpressionAlgebra {
     const Operation operation = kind == DimensionStep::kAdd        ? Operation::kSUM
                                 : kind == DimensionStep::kSubtract ? Operation::kSUB
                                 : kind == DimensionStep::kMultiply ? Operation::kPROD
+                                : kind == DimensionStep::kMax      ? Operation::kMAX
                                                                    : Operation::kFLOOR_DIV;
     return builder.operation(operation, *first, *second);
   }
 };
+
+size_t blocks_of(size_t bytes) {
+  const size_t block = static_cast<size_t>(kWorkspaceBlock);
+  return (bytes + block - 1) / block;
+}
 
 // The first type of a port of that kind among the inputs; `otherwise` if there is none.
 template <class TypeOf>
@@ -71,11 +80,7 @@ DataType first_type(const OpSpec& spec, PortType kind, int32_t num_inputs, TypeO
 }  // namespace
 
 Plugin::Plugin(const Launcher& launcher, std::vector<FieldValue> fields, std::string layer)
-    : launcher_(launcher), fields_(std::move(fields)), layer_(std::move(layer)) {
-  for (int32_t i = 0; i < launcher.spec->fields.count; ++i) {
-    if (std::strcmp(launcher.spec->fields[i].name, "in_place_state") == 0) in_place_field_ = i;
-  }
-}
+    : launcher_(launcher), fields_(std::move(fields)), layer_(std::move(layer)) {}
 
 void Plugin::check_num_inputs(int32_t num_inputs) const {
   const OpSpec& spec = *launcher_.spec;
@@ -137,6 +142,11 @@ size_t Plugin::workspace_of(const Invocation& call) const {
                   "; fix: build the engine without this plugin (build-engine --plugin none)");
   }
   return bytes;
+}
+
+size_t Plugin::reserved() const {
+  const int32_t blocks = fields_[static_cast<size_t>(launcher_.spec->workspace_field)].integer;
+  return blocks < 0 ? SIZE_MAX : static_cast<size_t>(blocks) * static_cast<size_t>(kWorkspaceBlock);
 }
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
@@ -224,9 +234,10 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
     if (port == PortType::kInt32) return desc.type == DataType::kINT32;
     if (port == PortType::kFloat32) return desc.type == DataType::kFLOAT;
     // an S output without an S input is T
-    const bool of_model = port == PortType::kT || first_type(
-                                                      spec, PortType::kS, num_inputs, [](int32_t) { return DataType::kHALF; },
-                                                      DataType::kFLOAT) == DataType::kFLOAT;
+    const bool of_model =
+        port == PortType::kT || first_type(
+                                    spec, PortType::kS, num_inputs, [](int32_t) { return DataType::kHALF; },
+                                    DataType::kFLOAT) == DataType::kFLOAT;
     const PortType kind = of_model ? PortType::kT : port;
     for (int32_t i = 0; i <= position; ++i) {
       if (port_of(i).type == kind) return is_model_type(desc.type) && desc.type == in_out[i].desc.type;
@@ -239,10 +250,13 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t n
                                 const DynamicPluginTensorDesc*, int32_t) noexcept {
   return guarded(layer_.c_str(), -1, [&] {
     const auto type_of = [&](int32_t i) { return inputs[i].desc.type; };
-    for (const auto bound : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::opt, &DynamicPluginTensorDesc::max}) {
-      workspace_of(bind(
-          num_inputs, [&](int32_t i) -> const Dims& { return inputs[i].*bound; }, type_of));
+    size_t bytes = 0;
+    for (const auto bound :
+         {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::opt, &DynamicPluginTensorDesc::max}) {
+      bytes = workspace_of(bind(num_inputs, [&](int32_t i) -> const Dims& { return inputs[i].*bound; }, type_of));
     }
+    // the last bound is the largest
+    fields_[static_cast<size_t>(launcher_.spec->workspace_field)].integer = static_cast<int32_t>(blocks_of(bytes));
     num_inputs_ = num_inputs;
     return 0;
   });
@@ -251,23 +265,30 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t n
 size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t num_inputs,
                                 const DynamicPluginTensorDesc*, int32_t) const noexcept {
   return guarded(layer_.c_str(), static_cast<size_t>(0), [&] {
-    return workspace_of(bind(
+    const size_t bytes = workspace_of(bind(
         num_inputs, [&](int32_t i) -> const Dims& { return inputs[i].max; },
         [&](int32_t i) { return inputs[i].desc.type; }));
+    return blocks_of(bytes) * static_cast<size_t>(kWorkspaceBlock);
   });
 }
 
 int32_t Plugin::getAliasedInput(int32_t output) noexcept {
-  const bool in_place = in_place_field_ >= 0 && fields_[static_cast<size_t>(in_place_field_)].integer == 1;
+  const int32_t field = launcher_.spec->in_place_field;
+  const bool in_place = field >= 0 && fields_[static_cast<size_t>(field)].integer == 1;
   return in_place && output >= 0 && output < launcher_.spec->aliases.count ? launcher_.spec->aliases[output] : -1;
 }
 
 int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t num_inputs, const PluginTensorDesc*,
                               int32_t) noexcept {
   return guarded(layer_.c_str(), -1, [&] {
-    workspace_of(bind(
+    const size_t needed = workspace_of(bind(
         num_inputs, [&](int32_t i) -> const Dims& { return inputs[i].dims; },
         [&](int32_t i) { return inputs[i].type; }));
+    if (needed > reserved()) {
+      throw Refusal("the engine keeps less workspace for this layer than these kernels need; seen: " +
+                    std::to_string(reserved()) + " bytes; expected: " + std::to_string(needed) +
+                    "; fix: build the engine again with this version of the plugins");
+    }
     num_inputs_ = num_inputs;
     return 0;
   });
@@ -286,13 +307,16 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
       const int32_t aliased = getAliasedInput(i);
       if (aliased >= 0 && outputs[i] != inputs[aliased]) {
         throw Refusal("output " + std::string(spec.outputs[i].name) + " was declared to be the memory of " +
-                      spec.inputs[aliased].name + ", and is not; fix: build the engine with the preview feature "
+                      spec.inputs[aliased].name +
+                      ", and is not; fix: build the engine with the preview feature "
                       "ALIASED_PLUGIN_IO_10_03, or without in_place_state");
       }
     }
     call.workspace = workspace;
+    call.workspace_size = reserved();
     call.stream = stream;
-    if (launcher_.enqueue(call) != KIMI_OK) throw Refusal("the kernels refused; seen: " + std::string(kimi_last_error()));
+    if (launcher_.enqueue(call) != KIMI_OK)
+      throw Refusal("the kernels refused; seen: " + std::string(kimi_last_error()));
     return 0;
   });
 }

@@ -57,12 +57,14 @@ class Plugin : public nvinfer1::IPluginV3,
   template <class DimsOf, class TypeOf>
   Invocation bind(int32_t num_inputs, DimsOf dims_of, TypeOf type_of) const;
   size_t workspace_of(const Invocation& call) const;
+  // Bytes that TensorRT keeps for this layer; everything there is where no plan says it.
+  size_t reserved() const;
 
   const Launcher& launcher_;
-  const std::vector<FieldValue> fields_;
+  // The whole of a plugin's state: what is serialised.
+  std::vector<FieldValue> fields_;
   const std::string layer_;  // of the node, for messages
-  int in_place_field_ = -1;
-  int32_t num_inputs_ = 0;  // of the last shape change: enqueue is not told
+  int32_t num_inputs_ = 0;   // of the last shape change: enqueue is not told
   std::unique_ptr<FieldCollection> serialized_;
 };
 

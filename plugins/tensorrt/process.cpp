@@ -21,7 +21,8 @@ std::vector<std::string> candidates() {
         name = name != nullptr ? name + 1 : info->dlpi_name;
         // libnvinfer_plugin and the like have no registry of their own
         if (std::strncmp(name, "libnvinfer.so", 13) == 0 || std::strncmp(name, "libtensorrt_rtx.so", 18) == 0 ||
-            std::strncmp(name, "libnvinfer_lean.so", 18) == 0 || std::strncmp(name, "libnvinfer_dispatch.so", 22) == 0) {
+            std::strncmp(name, "libnvinfer_lean.so", 18) == 0 ||
+            std::strncmp(name, "libnvinfer_dispatch.so", 22) == 0) {
           static_cast<std::vector<std::string>*>(found)->emplace_back(info->dlpi_name);
         }
         return 0;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -10,11 +10,13 @@ import numpy as np
 
 from kimi_deploy.engine.backend import Backend, load
 from kimi_deploy.engine.plugin import creator_class
+from kimi_deploy.engine.plugin_executors import TorchExecutor
 from kimi_deploy.engine.plugin_fields import write_fields
-from kimi_deploy.ops.registry import OPS
+from kimi_deploy.ops.plugins import ABI_FIELD, IN_PLACE_FIELD, PLUGINS
 from kimi_deploy.ops.spec import AttributeValue, OpSpec
 
-SPEC = OPS["KimiDeltaAttention"]
+PLUGIN = PLUGINS["KimiDeltaAttention"]
+SPEC = PLUGIN.op
 ATTRIBUTES: dict[str, AttributeValue] = {
     "num_heads": 2,
     "head_dim": 8,
@@ -35,16 +37,20 @@ def backend() -> Backend:
     return load("tensorrt-rtx")
 
 
-def creator(**options: Any) -> Any:
+FIELDS: dict[str, AttributeValue] = ATTRIBUTES | {ABI_FIELD: SPEC.abi}
+"""What the parser finds on a node."""
+
+
+def creator() -> Any:
     """A creator of KimiDeltaAttention plugins that run on host memory."""
-    return creator_class(backend(), SPEC)(device="cpu", **options)
+    return creator_class(backend(), PLUGIN)(TorchExecutor("cpu"))
 
 
-def new_plugin(attributes: Mapping[str, AttributeValue] = ATTRIBUTES, **options: Any) -> Any:
+def new_plugin(in_place_state: bool = False) -> Any:
     """A plugin made from fields, as the parser makes it."""
     trt = backend().module
-    fields, arrays = write_fields(trt, SPEC, attributes)
-    plugin = creator(**options).create_plugin("node", fields, trt.TensorRTPhase.BUILD)
+    fields, arrays = write_fields(trt, PLUGIN, FIELDS | ({IN_PLACE_FIELD: 1} if in_place_state else {}))
+    plugin = creator().create_plugin("node", fields, trt.TensorRTPhase.BUILD)
     del arrays
     return plugin
 

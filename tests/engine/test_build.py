@@ -147,7 +147,7 @@ def test_a_node_of_another_abi_is_refused_with_both_hashes(copy: Path, tmp_path:
 
 def test_a_node_without_its_abi_is_refused(copy: Path, tmp_path: Path) -> None:
     edit_nodes(copy, "abi", None)
-    refused(copy, tmp_path / "engine", ContractError, "(?s)fields are missing.*abi")
+    refused(copy, tmp_path / "engine", ContractError, "(?s)fields do not match.*missing.*abi")
 
 
 def test_a_node_that_does_not_ask_for_the_plugin_is_noticed(copy: Path, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from kimi_deploy.validate.tolerances import tolerance
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.plugin_driver import (
     ATTRIBUTES,
+    FIELDS,
     NUMPY,
+    PLUGIN,
     SPEC,
     backend,
     creator,
@@ -107,10 +109,10 @@ def test_enqueue_refuses_shapes_that_contradict_the_op() -> None:
     assert all(np.isnan(o.astype(np.float32)).all() for o in outputs), "written before it was refused"
 
 
-def test_fields_are_the_attributes_and_the_abi() -> None:
+def test_fields_are_the_attributes_the_abi_and_what_a_plan_remembers() -> None:
     declared = {f.name: f.type.name for f in creator().field_names}
-    assert declared == field_types(SPEC)
-    assert set(declared) == {a.name for a in SPEC.attributes} | {"abi"}
+    assert declared == field_types(PLUGIN)
+    assert list(declared) == [*(a.name for a in SPEC.attributes), "abi", "in_place_state", "workspace_blocks"]
 
 
 def test_what_is_serialised_makes_the_same_plugin() -> None:
@@ -131,7 +133,7 @@ def test_what_is_serialised_makes_the_same_plugin() -> None:
 def changed_fields(change: str) -> Any:
     """Fields with one thing wrong."""
     trt = backend().module
-    collection, arrays = write_fields(trt, SPEC, ATTRIBUTES)
+    collection, arrays = write_fields(trt, PLUGIN, FIELDS)
     fields = list(collection)
     extra = np.array([1], np.int32)
     text = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -148,6 +150,10 @@ def changed_fields(change: str) -> Any:
         case "abi":
             fields = [f for f in fields if f.name != "abi"]
             fields.append(trt.PluginField("abi", text, trt.PluginFieldType.CHAR))
+        case "in_place_state":
+            two = np.array([2], np.int32)
+            arrays.append(two)
+            fields.append(trt.PluginField("in_place_state", two, trt.PluginFieldType.INT32))
         case "choice":
             fields = [f for f in fields if f.name != "gate"]
             fields.append(trt.PluginField("gate", text, trt.PluginFieldType.CHAR))
@@ -163,6 +169,7 @@ def changed_fields(change: str) -> Any:
         ("twice", "given twice"),
         ("type", "INT32"),
         ("choice", "gate"),
+        ("in_place_state", "in_place_state is not valid"),
         ("num_heads", "missing.*num_heads"),
         ("abi", f"(?s)0123456789abcdef.*{'SPEC'}"),
     ],
@@ -176,7 +183,7 @@ def test_wrong_fields_are_refused(change: str, says: str) -> None:
     assert isinstance(error, ContractError)
     assert any("node 7" in m for m in backend().logger.errors[-1:])
     with pytest.raises(ContractError, match=says.replace("SPEC", SPEC.abi)):
-        read_fields(trt, SPEC, fields)
+        read_fields(trt, PLUGIN, fields)
     del arrays
 
 

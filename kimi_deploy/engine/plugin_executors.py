@@ -1,0 +1,121 @@
+"""What runs the Python plugins: the kernels' C ABI, with the calls that the C++ plugins make, or the torch op."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from kimi_deploy.engine.plugin_call import Executor, PluginCall
+from kimi_deploy.errors import BackendError
+from kimi_deploy.kernels.abi import DATA_TYPES, GATES, KdaArguments
+from kimi_deploy.kernels.library import KernelLibrary, default_path
+from kimi_deploy.ops.registry import OPS
+
+if TYPE_CHECKING:
+    from kimi_deploy.engine.plugin_memory import Device
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """What an op adds: its argument struct from a call, and the C functions. No `workspace`: the op never needs any."""
+
+    arguments: Callable[[PluginCall], ctypes.Structure]
+    run: str
+    workspace: str | None = None
+
+
+def _kda(call: PluginCall) -> KdaArguments:
+    fields, symbols = call.fields, call.symbols
+    arguments = KdaArguments(
+        struct_size=ctypes.sizeof(KdaArguments),
+        data_type=DATA_TYPES[call.inputs[0].dtype],
+        state_type=DATA_TYPES["float32"],
+        gate=GATES[str(fields["gate"])],
+        batch=symbols["batch"],
+        sequence=symbols["sequence"],
+        num_heads=symbols["num_heads"],
+        head_dim=symbols["head_dim"],
+        conv_width=symbols["conv_width"],
+        norm_eps=fields["norm_eps"],
+        scale=fields["scale"],
+        gate_lower_bound=fields["gate_lower_bound"],
+    )
+    return _with_memory(arguments, call)
+
+
+def _with_memory(arguments: Any, call: PluginCall) -> Any:
+    """The struct's pointers have the names of the ports."""
+    for name, binding in call.bindings.items():
+        setattr(arguments, name, binding.address)
+    for name in ("workspace", "workspace_size", "stream"):
+        if hasattr(arguments, name):
+            setattr(arguments, name, getattr(call, name))
+    return arguments
+
+
+LAUNCHERS: dict[str, Launcher] = {"KimiDeltaAttention": Launcher(_kda, "kimi_kda", "kimi_kda_workspace")}
+"""By op."""
+
+
+@dataclass(frozen=True)
+class KernelExecutor:
+    """The functions of a kernel library; its backend says whether addresses are of device or of host memory."""
+
+    library: KernelLibrary
+
+    def workspace(self, call: PluginCall) -> int:
+        """Bytes of workspace. Raises ContractError, with the kernels' reason, for what they do not take."""
+        launcher = LAUNCHERS[call.plugin.op.name]
+        arguments = launcher.arguments(call)
+        if launcher.workspace is None:
+            return 0
+        size = ctypes.c_size_t()
+        self.library.call(launcher.workspace, arguments, ctypes.byref(size))
+        return size.value
+
+    def enqueue(self, call: PluginCall) -> None:
+        """Launch on the call's stream. Raises ContractError for refused arguments, BackendError for a failed launch."""
+        launcher = LAUNCHERS[call.plugin.op.name]
+        self.library.call(launcher.run, launcher.arguments(call))
+
+
+@dataclass(frozen=True)
+class TorchExecutor:
+    """torch.ops.kimi.<op> on `device`: "cuda" as in TensorRT, "cpu" for driving a plugin on host memory."""
+
+    device: Device = "cuda"
+
+    def workspace(self, call: PluginCall) -> int:
+        """None: torch has its own. Raises BackendError for an op that torch does not have."""
+        if call.plugin.op.name not in OPS:
+            raise BackendError(
+                f"plugin {call.plugin.label} needs the kernel library",
+                seen="it is not built, and torch has no such op",
+                fix="build it: make kernels",
+            )
+        return 0
+
+    def enqueue(self, call: PluginCall) -> None:
+        """Run the torch op. Raises BackendError without torch."""
+        try:
+            from kimi_deploy.engine.plugin_enqueue import run_op
+        except ImportError as error:
+            raise BackendError(
+                "Python plugins need the kernel library or torch",
+                seen=str(error),
+                fix="make kernels, or pip install 'kimi-deploy[torch]'",
+            ) from None
+        run_op(call, self.device)
+
+
+@cache
+def default_executor() -> Executor:
+    """The CUDA kernel library if it was built, and else torch. An engine must be run by what sized its workspace or by
+    something that needs less: a plugin refuses at the first shape otherwise.
+    """
+    if default_path("cuda").is_file():
+        return KernelExecutor(KernelLibrary.open())
+    return TorchExecutor()
