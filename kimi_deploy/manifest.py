@@ -42,7 +42,8 @@ class Manifest:
 
     `files` maps each file's name inside the folder to {"bytes", "sha256"}; `details` holds what only this
     kind of artefact has (dtype and body flavour, or profiles and capabilities); `source` says what it was
-    made from; `op_abi` maps every custom op in it to its ABI hash.
+    made from; `op_abi` maps every custom op in it to its ABI hash; `reports` maps each accuracy report beside it to its
+    sha256 (`kimi_deploy.validate.accuracy`).
     """
 
     kind: ArtefactKind
@@ -50,6 +51,7 @@ class Manifest:
     op_abi: dict[str, str]
     details: dict[str, Any]
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
     kimi_deploy_version: str = __version__
     manifest_version: int = MANIFEST_VERSION
 
@@ -71,9 +73,9 @@ class Manifest:
                 "sha256": known.get(path.relative_to(folder).as_posix()) or sha256(path, progress),
             }
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST_NAME
+            if path.is_file() and path.name != MANIFEST_NAME and path.name not in self.reports
         }
-        complete = Manifest(self.kind, self.source, self.op_abi, self.details, files)
+        complete = Manifest(self.kind, self.source, self.op_abi, self.details, files, self.reports)
         write_text(folder / MANIFEST_NAME, json.dumps(complete.to_dict(), indent=2) + "\n")
         return complete
 
@@ -132,7 +134,7 @@ class Manifest:
         if self.kind not in REQUIRED:
             refuse("kind", self.kind, f"one of {sorted(REQUIRED)}")
         required = REQUIRED[self.kind]
-        for name in ("source", "op_abi", "details", "files"):
+        for name in ("source", "op_abi", "details", "files", "reports"):
             if not isinstance(getattr(self, name), dict):
                 refuse(name, getattr(self, name), "an object")
         for name, keys in (("source", required.source), ("details", required.details), ("files", required.files)):
@@ -144,6 +146,9 @@ class Manifest:
         for name, abi in self.op_abi.items():
             if not isinstance(abi, str):
                 refuse(f"op_abi of {name}", abi, "16 hex digits")
+        for name, digest in self.reports.items():
+            if Path(name).name != name or not isinstance(digest, str):
+                refuse(f"reports entry {name!r}", digest, "the name of a file beside the manifest, and its sha256")
         for name, entry in self.files.items():
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 refuse("files", f"{name!r}, outside the folder", "names inside the folder")
@@ -161,9 +166,14 @@ class Manifest:
                 manifest = cls.read(folder)
             except ManifestError:
                 return set()
-            return {*manifest.files, MANIFEST_NAME} if manifest.kind == kind else set()
+            return {*manifest.files, *manifest.reports, MANIFEST_NAME} if manifest.kind == kind else set()
 
         return known
+
+    def artefact_hash(self) -> str:
+        """sha256 over the names and hashes of all files: what an accuracy report is about."""
+        text = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(self.files.items()))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check_kind(self, kind: ArtefactKind) -> None:
         """Raise ManifestError unless the artefact is of `kind`."""

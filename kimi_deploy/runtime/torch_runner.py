@@ -40,11 +40,11 @@ class TorchRunner(Runner):
         checkpoint = Checkpoint.open(folder)
         self.fingerprint = checkpoint.fingerprint()
         self.contract = GraphContract.of(checkpoint.config, dtype)
-        self._model = load_model(folder, dtype=dtype, device=device).eval()
+        self.model = load_model(folder, dtype=dtype, device=device).eval()
         self._device = device
 
     def _new_storage(self, batch: int, capacity: int) -> TorchStorage:
-        return TorchStorage(self._model, self.contract, batch, capacity)
+        return TorchStorage(self.model, self.contract, batch, capacity)
 
     def _run(self, call: Call, state: State) -> np.ndarray:
         storage = state.storage
@@ -55,7 +55,7 @@ class TorchRunner(Runner):
             return torch.tensor(value, device=self._device)
 
         with torch.inference_mode():
-            logits, tensors = self._model(
+            logits, tensors = self.model(
                 tensor(call.input_ids),
                 storage.tensors | {"lengths": tensor(call.past_lengths)},
                 tensor(call.sequence_lengths),

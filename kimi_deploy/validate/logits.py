@@ -15,14 +15,15 @@ class LogitsDifference:
     """Logits [..., vocab] against the reference's.
 
     `kl` is the mean of KL(reference || candidate) in nats; `top1` the share of positions with the same best
-    token; `top5` the mean overlap of the five best; `flips` the positions whose best token differs although
-    the reference prefers its own by more than the tolerance explains.
+    token; `top5` and `top10` the mean overlap of the five and ten best; `flips` the positions whose best token
+    differs although the reference prefers its own by more than the tolerance explains.
     """
 
     difference: Difference
     kl: float
     top1: float
     top5: float
+    top10: float
     flips: int
 
     def within(self, tolerance: Tolerance) -> bool:
@@ -37,7 +38,7 @@ def compare_logits(actual: np.ndarray, expected: np.ndarray, tolerance: Toleranc
     """Compare float32 logits of one shape [..., vocab]; ValueError when the shapes differ."""
     difference = compare(actual, expected)
     if not difference.finite:
-        return LogitsDifference(difference, float("inf"), 0.0, 0.0, actual[..., 0].size)
+        return LogitsDifference(difference, float("inf"), 0.0, 0.0, 0.0, actual[..., 0].size)
     a = actual.reshape(-1, actual.shape[-1]).astype(np.float64)
     e = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
     log_a, log_e = _log_softmax(a), _log_softmax(e)
@@ -47,10 +48,15 @@ def compare_logits(actual: np.ndarray, expected: np.ndarray, tolerance: Toleranc
     gap = e[rows, best_e] - e[rows, best_a]
     # each of the two logits may be off by the tolerance
     flips = int(np.sum((best_a != best_e) & (gap > 2 * tolerance.peak * np.abs(e).max())))
-    k = min(5, e.shape[-1])
-    five_a, five_e = np.argpartition(-a, k - 1)[:, :k], np.argpartition(-e, k - 1)[:, :k]
-    overlap = np.mean([len(set(x) & set(y)) / k for x, y in zip(five_a, five_e, strict=True)])
-    return LogitsDifference(difference, max(kl, 0.0), float(np.mean(best_a == best_e)), float(overlap), flips)
+    top1 = float(np.mean(best_a == best_e))
+    return LogitsDifference(difference, max(kl, 0.0), top1, _overlap(a, e, 5), _overlap(a, e, 10), flips)
+
+
+def _overlap(a: np.ndarray, e: np.ndarray, count: int) -> float:
+    """Mean share of the `count` largest of each row that both have."""
+    k = min(count, e.shape[-1])
+    best_a, best_e = (np.argpartition(-x, k - 1)[:, :k] for x in (a, e))
+    return float(np.mean([len(set(x) & set(y)) / k for x, y in zip(best_a, best_e, strict=True)]))
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from kimi_deploy.errors import UsageError
 from kimi_deploy.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A named sequence of token ids, int64 [T]."""
 
@@ -20,49 +20,63 @@ class Prompt:
     ids: np.ndarray
 
 
-def corpus_prompts(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) -> list[Prompt]:
-    """The shipped passages through `tokenizer`, cut to `max_tokens`; without one, seeded random ids of as many tokens.
+def shipped_prompts(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int, long_tokens: int) -> list[Prompt]:
+    """The prompts of every validation: passages of the corpus, sequences that break weak code, and one long text.
 
-    The passages are from books of the King James Bible (public domain) that the demo model was not trained on.
+    Each has at most `max_tokens` tokens, the long one exactly `long_tokens`. Passages go through `tokenizer`; without
+    one they are seeded random ids of as many tokens. They are from books of the King James Bible (public domain) that
+    the demo model was not trained on.
     """
     text = (Path(__file__).parent / "corpus" / "prompts.txt").read_text(encoding="utf-8")
-    prompts = []
-    for index, passage in enumerate(p.strip() for p in text.split("\n\n")):
-        if tokenizer is None:
-            count = min(len(passage), max_tokens)
-            ids = np.random.default_rng(index).integers(0, vocab_size, count)
-        else:
-            ids = np.array(tokenizer.encode(passage)[:max_tokens])
-        prompts.append(Prompt(f"corpus {index + 1}", ids.astype(np.int64)))
-    return prompts
-
-
-def adversarial_prompts(vocab_size: int, max_tokens: int) -> list[Prompt]:
-    """One token, one token repeated (every key equal: the worst case of the triangular inverse), random ids."""
-    random = np.random.default_rng(0)
+    encoded = [_encode(tokenizer, passage, vocab_size) for passage in (p.strip() for p in text.split("\n\n"))]
+    prompts = [Prompt(f"corpus {number}", ids[:max_tokens]) for number, ids in enumerate(encoded, 1)]
     return [
-        Prompt("one token", np.array([vocab_size // 2], dtype=np.int64)),
-        Prompt("repeated token", np.full(max_tokens, vocab_size // 3, dtype=np.int64)),
-        Prompt("random tokens", random.integers(0, vocab_size, max_tokens).astype(np.int64)),
+        *prompts,
+        *_adversarial_prompts(tokenizer, vocab_size, max_tokens),
+        Prompt("long", np.resize(np.concatenate(encoded), long_tokens)),
     ]
 
 
-def file_prompt(path: Path, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
-    """The user's own text, cut to `max_tokens`.
+def _adversarial_prompts(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) -> list[Prompt]:
+    """One token, one repeated (every key equal: the worst case of the triangular inverse), random ids, random bytes."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, vocab_size, max_tokens).astype(np.int64)
+    # every byte is a character of this encoding, and few of them are text
+    noise = random.integers(0, 256, max_tokens, dtype=np.uint8).tobytes().decode("latin-1")
+    return [
+        Prompt("one token", np.array([vocab_size // 2], dtype=np.int64)),
+        Prompt("repeated token", np.full(max_tokens, vocab_size // 3, dtype=np.int64)),
+        Prompt("random tokens", ids),
+        Prompt("random bytes", _encode(tokenizer, noise, vocab_size)[:max_tokens]),
+    ]
 
-    Raises UsageError when the file is missing, is not UTF-8, or has no token.
+
+def _encode(tokenizer: Tokenizer | None, text: str, vocab_size: int) -> np.ndarray:
+    if tokenizer is not None:
+        return np.array(tokenizer.encode(text), dtype=np.int64)
+    seed = np.frombuffer(text.encode(), np.uint8).sum(dtype=np.int64)
+    return np.random.default_rng(int(seed)).integers(0, vocab_size, len(text)).astype(np.int64)
+
+
+def own_prompts(option: str, path: Path, tokenizer: Tokenizer, max_tokens: int, *, by_line: bool) -> list[Prompt]:
+    """The user's own text, whole or a prompt per line that is not blank, each cut to `max_tokens`.
+
+    Raises UsageError, naming `option`, when the file is missing, is not UTF-8, or has no token.
     """
     fix = "give a UTF-8 text file"
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError("--text is not UTF-8", seen=f"{path}: {error}", fix=fix) from error
+        raise UsageError(f"{option} is not UTF-8", seen=f"{path}: {error}", fix=fix) from error
     except OSError as error:
-        raise UsageError("--text cannot be read", seen=f"{path}: {error.strerror}", fix=fix) from error
-    ids = np.array(tokenizer.encode(text)[:max_tokens], dtype=np.int64)
-    if not len(ids):
-        raise UsageError("--text is empty", seen=str(path), expected="at least one token", fix=fix)
-    return Prompt(path.name, ids)
+        raise UsageError(f"{option} cannot be read", seen=f"{path}: {error.strerror}", fix=fix) from error
+    texts = {path.name: text}
+    if by_line:
+        texts = {f"{path.name}:{n}": line for n, line in enumerate(text.splitlines(), 1) if line.strip()}
+    prompts = [Prompt(name, _encode(tokenizer, t, 0)[:max_tokens]) for name, t in texts.items() if t]
+    if not prompts:
+        raise UsageError(f"{option} is empty", seen=str(path), expected="at least one token", fix=fix)
+    return prompts
 
 
 def longest(prompts: Sequence[Prompt]) -> Prompt:

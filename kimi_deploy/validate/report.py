@@ -10,10 +10,17 @@ from kimi_deploy.validate.compare import Difference
 from kimi_deploy.validate.logits import LogitsDifference
 from kimi_deploy.validate.tolerances import Tolerance
 
+REPORT_VERSION = 1
+
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: of which check and prompt, which tensor, how far, and whether that is allowed."""
+    """One comparison: of which check and prompt, which tensor, how far, and whether that is allowed.
+
+    `prompt_index` counts the prompts of the run from 0; `position` is the first wrong token where there is one;
+    `choices` is how many expert choices the reference took over; a row that is not `judged` is the reference's own
+    noise.
+    """
 
     check: str
     prompt: str
@@ -21,23 +28,74 @@ class Row:
     difference: Difference | LogitsDifference | None
     passed: bool
     note: str = ""
+    prompt_index: int | None = None
+    position: int | None = None
+    choices: int = 0
+    judged: bool = True
 
     @property
     def peak(self) -> float:
         """Error over the expected peak; 0 where the row compares tokens, not values."""
-        if isinstance(self.difference, LogitsDifference):
-            return self.difference.difference.peak
-        return self.difference.peak if self.difference is not None else 0.0
+        return self._values.peak if self._values is not None else 0.0
+
+    @property
+    def rms(self) -> float:
+        """Rms error over the expected rms; 0 where the row compares tokens, not values."""
+        return self._values.rms if self._values is not None else 0.0
+
+    @property
+    def _values(self) -> Difference | None:
+        return self.difference.difference if isinstance(self.difference, LogitsDifference) else self.difference
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "check": self.check,
             "prompt": self.prompt,
+            "prompt_index": self.prompt_index,
             "tensor": self.tensor,
             "passed": self.passed,
+            "judged": self.judged,
             "note": self.note,
+            "position": self.position,
+            "choices": self.choices,
             **(self.difference.to_dict() if self.difference is not None else {}),
         }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first tensor that differs, where in the model that points to, and the command that shows just that."""
+
+    row: Row
+    where_to_look: str
+    command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.row.to_dict(), "where_to_look": self.where_to_look, "command": self.command}
+
+
+@dataclass
+class Curves:
+    """What the plots show.
+
+    `drift`: the largest logit error of each generated token over the peak, `drift_noise` that of the reference's own
+    steps against its one pass; `scatter`: pairs (reference's logit, candidate's).
+    """
+
+    drift: list[float] = field(default_factory=list)
+    drift_noise: list[float] = field(default_factory=list)
+    scatter: list[tuple[float, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "drift": [_short(v) for v in self.drift],
+            "drift_noise": [_short(v) for v in self.drift_noise],
+            "scatter": [[_short(a), _short(b)] for a, b in self.scatter],
+        }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 @dataclass
@@ -47,6 +105,10 @@ class Report:
     backend: str
     tolerance: Tolerance
     rows: list[Row] = field(default_factory=list)
+    curves: Curves = field(default_factory=Curves)
+    failure: Failure | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What was compared: names, hashes and settings, for whoever reads the report alone."""
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows in the order they were computed."""
@@ -54,18 +116,24 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every row passed; an empty report has proven nothing and did not pass."""
-        return bool(self.rows) and all(r.passed for r in self.rows)
+        """Whether every judged row passed; a report without one has proven nothing and did not pass."""
+        judged = [r for r in self.rows if r.judged]
+        return bool(judged) and all(r.passed for r in judged)
 
     @property
     def first_failure(self) -> Row | None:
         """The first failed row of the first failed check: states come in layer order, so this is where to look."""
-        failed = [r for r in self.rows if not r.passed]
+        failed = [r for r in self.rows if r.judged and not r.passed]
         if not failed:
             return None
         same = [r for r in failed if (r.check, r.prompt) == (failed[0].check, failed[0].prompt)]
         # every later layer inherits an error, and so do the logits
-        return next((r for r in same if r.tensor != "logits"), same[0])
+        return next((r for r in same if not r.tensor.startswith("logits")), same[0])
+
+    def noise(self) -> float | None:
+        """The largest rms error of the reference's own logits, over their rms; None where it was not measured."""
+        rows = [r for r in self.rows if not r.judged] or [r for r in self.rows if r.check == "reference-forms"]
+        return max((r.rms for r in rows if r.tensor == "logits"), default=None)
 
     def summary(self) -> list[dict[str, Any]]:
         """One line per check: worst logits, worst state and where, agreement, verdict."""
@@ -86,26 +154,43 @@ class Report:
                     "kl": max((d.kl for d in logits), default=None),
                     "top1": min((d.top1 for d in logits), default=None),
                     "top5": min((d.top5 for d in logits), default=None),
+                    "top10": min((d.top10 for d in logits), default=None),
                     "state_peak": worst.peak if worst else None,
                     "worst_state": worst.tensor if worst else None,
+                    "choices": sum(r.choices for r in rows),
+                    "judged": all(r.judged for r in rows),
                     "passed": passed,
                     "note": notes[0] if notes else "",
                 }
             )
         return lines
 
+    def by_state(self) -> dict[str, dict[str, float]]:
+        """Of every check, the worst peak error of each state tensor and of the logits, in the model's order."""
+        found: dict[str, dict[str, float]] = {}
+        for row in self.rows:
+            if row.difference is not None:
+                errors = found.setdefault(row.check, {})
+                errors[row.tensor] = max(row.peak, errors.get(row.tensor, 0.0))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
-        first = self.first_failure
+        """The report as plain data, of version REPORT_VERSION; docs/validation.md says what each key means."""
         return {
+            "report_version": REPORT_VERSION,
             "backend": self.backend,
+            **self.facts,
             "tolerance": {
                 "name": self.tolerance.name,
                 "peak": self.tolerance.peak,
                 "cosine": self.tolerance.cosine,
-                "outliers": self.tolerance.outliers,
+                "router_gap": self.tolerance.router_gap,
+                "noise": self.tolerance.noise,
             },
             "passed": self.passed,
-            "first_failure": first.to_dict() if first else None,
+            "noise": self.noise(),
+            "first_failure": self.failure.to_dict() if self.failure else None,
             "summary": self.summary(),
             "rows": [r.to_dict() for r in self.rows],
+            "curves": self.curves.to_dict(),
         }

@@ -4,46 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from kimi_deploy import __version__
 from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.errors import UsageError, ValidationError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
+from kimi_deploy.validate.diagnosis import where_to_look
 from kimi_deploy.validate.parity import Parity
-from kimi_deploy.validate.prompts import Prompt, adversarial_prompts, corpus_prompts, file_prompt, longest
-from kimi_deploy.validate.report import Report
+from kimi_deploy.validate.prompts import Prompt, longest, own_prompts, shipped_prompts
+from kimi_deploy.validate.report import Failure, Report
+from kimi_deploy.validate.selection import Selection, command
 from kimi_deploy.validate.tolerances import tolerance
 
 Progress = Callable[..., AbstractContextManager[Callable[[int], None]]]
 
 
-def validate_export(
-    model: Path,
-    export: Path,
-    *,
-    text: Path | None,
-    max_tokens: int,
-    greedy_tokens: int,
-    provider: str,
-    threads: int | None,
-    progress: Progress,
-) -> Report:
-    """Every parity check of `export` against the float32 PyTorch model of the checkpoint `model`.
+@dataclass(frozen=True)
+class Settings:
+    """What to run: sizes in tokens, the user's own texts, where to run it, and which part of it."""
 
-    Raises UsageError when a folder is not of its kind or `text` cannot be used, ManifestError when the export's files
-    are not what its manifest says, and ValidationError when it was made from another checkpoint.
+    max_tokens: int = 96
+    long_tokens: int = 200
+    greedy_tokens: int = 256
+    text: Path | None = None
+    prompts_file: Path | None = None
+    provider: str = "cpu"
+    threads: int | None = None
+    selection: Selection = field(default_factory=Selection)
+
+    def command(self, model: Path, export: Path) -> list[str]:
+        """The words of the command that runs the whole of this validation again."""
+        words = ["kimi-deploy", "validate", str(model), str(export)]
+        default = Settings()
+        for name in ("max_tokens", "long_tokens", "greedy_tokens", "text", "prompts_file", "provider", "threads"):
+            value = getattr(self, name)
+            if value != getattr(default, name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+
+def validate_export(model: Path, export: Path, settings: Settings, progress: Progress) -> Report:
+    """The checks of `settings` on `export` against the float32 PyTorch model of the checkpoint `model`.
+
+    Raises UsageError when a folder is not of its kind, or a text or a selection cannot be used, ManifestError when the
+    export's files are not what its manifest says, and ValidationError when it was made from another checkpoint.
     """
     _check_folders(model, export)
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
     manifest.check_op_abi()
     tokenizer = _tokenizer(model)
-    own = [] if text is None else [_own_prompt(text, tokenizer, model, max_tokens)]
+    own = _own_prompts(settings, tokenizer, model)
     manifest.verify(export)
-    fingerprint = Checkpoint.open(model).fingerprint()
+    checkpoint = Checkpoint.open(model)
+    fingerprint = checkpoint.fingerprint()
     if manifest.source["checkpoint"] != fingerprint:
         raise ValidationError(
             "the export was made from another checkpoint",
@@ -52,16 +71,48 @@ def validate_export(
             fix="give the checkpoint it was exported from, or export again",
         )
     dtype = manifest.details["dtype"]
-    candidate = OrtRunner(export, provider=provider, threads=threads)
-    reference = TorchRunner(model)
-    vocab = candidate.contract.vocab_size
-    corpus = corpus_prompts(tokenizer, vocab, max_tokens)
-    prompts = corpus + adversarial_prompts(vocab, max_tokens) + own
+    shipped = shipped_prompts(tokenizer, checkpoint.config.vocab_size, settings.max_tokens, settings.long_tokens)
+    prompts = shipped + own
+    _check_selection(settings.selection, prompts, checkpoint.config.num_hidden_layers)
+    candidate = OrtRunner(export, provider=settings.provider, threads=settings.threads)
     parity = Parity(
-        reference, candidate, tolerance(f"graph_{dtype}"), greedy_tokens=greedy_tokens, exact_greedy=dtype == "float32"
+        TorchRunner(model),
+        candidate,
+        tolerance(f"graph_{dtype}"),
+        greedy_tokens=settings.greedy_tokens,
+        exact_greedy=dtype == "float32",
+        same_dtype=None if dtype == "float32" else TorchRunner(model, dtype),
     )
     with progress("comparing", parity.steps(prompts), unit="checks") as advance:
-        return parity.run(prompts, f"ONNX Runtime ({provider})", advance, greedy_prompt=longest(corpus))
+        report = parity.run(
+            prompts,
+            f"ONNX Runtime ({settings.provider})",
+            advance,
+            greedy_prompt=longest([p for p in shipped if p.name.startswith("corpus")]),
+            selection=settings.selection,
+        )
+    report.facts = {
+        "kimi_deploy": __version__,
+        "checkpoint": fingerprint,
+        "artefact": manifest.artefact_hash(),
+        "name": manifest.source.get("name"),
+        "dtype": dtype,
+        "body": manifest.details["body"],
+        "whole": settings.selection.whole,
+        "prompts": [{"name": p.name, "tokens": len(p.ids)} for p in prompts],
+        "greedy_tokens": settings.greedy_tokens,
+    }
+    row = report.first_failure
+    if row is not None:
+        again = command(settings.command(model, export), row.check, row.prompt_index, row.tensor)
+        report.failure = Failure(row, where_to_look(row.tensor, candidate.contract.states), again)
+    return report
+
+
+def _check_selection(selection: Selection, prompts: list[Prompt], layers: int) -> None:
+    for option, value, count in (("prompt-index", selection.prompt, len(prompts)), ("layer", selection.layer, layers)):
+        if value is not None and not 0 <= value < count:
+            raise UsageError(f"--{option} is out of range", seen=str(value), expected=f"0 to {count - 1}")
 
 
 def _check_folders(model: Path, export: Path) -> None:
@@ -88,10 +139,14 @@ def _check_folders(model: Path, export: Path) -> None:
         )
 
 
-def _own_prompt(text: Path, tokenizer: Tokenizer | None, model: Path, max_tokens: int) -> Prompt:
-    if tokenizer is None:
-        raise UsageError("--text needs a tokenizer", seen=f"none in {model}", fix="add the tokenizer's files")
-    return file_prompt(text, tokenizer, max_tokens)
+def _own_prompts(settings: Settings, tokenizer: Tokenizer | None, model: Path) -> list[Prompt]:
+    prompts = []
+    for option, path, by_line in (("--text", settings.text, False), ("--prompts-file", settings.prompts_file, True)):
+        if path is not None and tokenizer is None:
+            raise UsageError(f"{option} needs a tokenizer", seen=f"none in {model}", fix="add the tokenizer's files")
+        if path is not None and tokenizer is not None:
+            prompts += own_prompts(option, path, tokenizer, settings.max_tokens, by_line=by_line)
+    return prompts
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

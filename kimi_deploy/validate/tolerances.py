@@ -10,22 +10,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds on a difference; both must hold, but for single positions where `outliers` allows it.
+    """Bounds on a difference; both must hold.
 
     `peak`: largest absolute error over the largest magnitude of the expected tensor.
     `cosine`: one minus the cosine similarity of the flattened tensors.
-    `outliers`: share of positions that may be beyond the bounds, see `Tolerance.allowed`.
+    `router_gap`: how far apart the scores of two experts may be for one to be chosen in place of the other; see
+    `reference.Reference`. `noise`: the largest rms error of logits, in units of PyTorch's own in the same dtype.
     """
 
     name: str
     peak: float
     cosine: float
     reason: str
-    outliers: float = 0.0
-
-    def allowed(self, positions: int) -> int:
-        """How many of `positions` may be beyond the bounds: one at least where any may be, but never all of them."""
-        return min(max(1, int(self.outliers * positions)), positions - 1) if self.outliers else 0
+    router_gap: float = 0.0
+    noise: float | None = None
 
 
 @cache

@@ -36,7 +36,12 @@ def test_float32_graph_equals_the_model(
 def test_float16_graph_is_near_the_model(models: dict[str, Path], exported: Callable[..., Path]) -> None:
     candidate = OrtRunner(exported("softplus", "ort", "float16"), threads=1)
     parity = Parity(
-        TorchRunner(models["softplus"]), candidate, tolerance("graph_float16"), greedy_tokens=8, exact_greedy=False
+        TorchRunner(models["softplus"]),
+        candidate,
+        tolerance("graph_float16"),
+        greedy_tokens=8,
+        exact_greedy=False,
+        same_dtype=TorchRunner(models["softplus"], "float16"),
     )
     report = parity.run(prompts(candidate.contract.vocab_size), "float16")
     assert report.passed, report.first_failure

@@ -69,7 +69,7 @@ def test_kl_is_the_divergence_from_the_reference() -> None:
 def test_the_promised_float32_bounds_are_not_loosened(name: str) -> None:
     assert tolerance(name).peak == 1e-4
     assert tolerance(name).cosine == 1e-7
-    assert tolerance(name).outliers == 0.0
+    assert tolerance(name).router_gap == 0.0
 
 
 def test_every_tolerance_has_bounds_and_a_reason() -> None:
@@ -78,7 +78,7 @@ def test_every_tolerance_has_bounds_and_a_reason() -> None:
     for entry in _entries().values():
         assert 0 <= entry.peak < 1
         assert 0 < entry.cosine < 1
-        assert 0 <= entry.outliers <= 0.05
+        assert 0 <= entry.router_gap <= 0.05
         assert len(entry.reason) > 20
     with pytest.raises(KeyError, match="graph_float32"):
         tolerance("no such thing")

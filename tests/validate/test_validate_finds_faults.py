@@ -15,23 +15,16 @@ import pytest
 from kimi_deploy.errors import ManifestError, UsageError, ValidationError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.validate.report import Report
-from kimi_deploy.validate.run import validate_export
+from kimi_deploy.validate.run import Settings, validate_export
+from kimi_deploy.validate.selection import CHECKS
 from tests.configs import config
 from tests.graph.conftest import no_progress
 from tests.models import write_model
 
 
 def validate(model: Path, exported: Path, max_tokens: int = 24, text: Path | None = None) -> Report:
-    return validate_export(
-        model,
-        exported,
-        text=text,
-        max_tokens=max_tokens,
-        greedy_tokens=24,
-        provider="cpu",
-        threads=1,
-        progress=no_progress,
-    )
+    settings = Settings(max_tokens=max_tokens, long_tokens=70, greedy_tokens=24, text=text, threads=1)
+    return validate_export(model, exported, settings, no_progress)
 
 
 Fault = Callable[[Path], None]
@@ -70,15 +63,9 @@ def swap_key_and_value_of_the_state(folder: Path) -> None:
 def test_a_right_export_passes_every_check(model: Path, exported: Path) -> None:
     report = validate(model, exported)
     assert report.passed, report.first_failure
-    assert [line["check"] for line in report.summary()] == [
-        "prefill",
-        "split prefill",
-        "decode steps",
-        "ragged batch",
-        "greedy",
-    ]
-    (greedy,) = (r for r in report.rows if r.check == "greedy")
-    assert greedy.prompt == "corpus 3"  # the first passage of full length
+    # PyTorch's own noise in the export's dtype is measured only where that is not float32
+    assert [line["check"] for line in report.summary()] == [c for c in CHECKS if c != "reference-dtype"]
+    assert {r.prompt for r in report.rows if r.check == "greedy"} == {"corpus 3"}  # the first passage of full length
     states = {r.tensor for r in report.rows if r.check == "prefill"}
     assert states == {
         "logits",

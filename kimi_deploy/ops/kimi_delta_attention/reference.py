@@ -11,6 +11,9 @@ from kimi_deploy.errors import ContractError
 from kimi_deploy.ops.kimi_delta_attention.delta_rule import chunkwise_kda, recurrent_kda
 from kimi_deploy.ops.kimi_delta_attention.spec import L2_NORM_EPS
 
+LONGEST_RECURRENCE = 16
+"""Tokens of a call up to which the recurrence is the quicker form."""
+
 Form = Literal["auto", "recurrent", "chunkwise"]
 
 
@@ -67,7 +70,7 @@ def kimi_delta_attention(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The op; ports and attributes as in `spec.SPEC`. float64 inputs are computed in float64, all others in float32.
 
-    `form` chooses the recurrence or the chunkwise form; "auto" takes the recurrence up to 16 tokens.
+    `form` chooses the recurrence or the chunkwise form; "auto" takes the recurrence up to LONGEST_RECURRENCE tokens.
     Returns output, present_conv_state, present_recurrent_state; none aliases an input.
     Raises ContractError when a sequence length is below 0 or above the steps.
     """
@@ -88,7 +91,7 @@ def kimi_delta_attention(
     g = torch.where(valid[..., None, None], g, 0.0)
     b = torch.where(valid[..., None], torch.sigmoid(beta), 0.0)
 
-    rule = recurrent_kda if form == "recurrent" or (form == "auto" and steps <= 16) else chunkwise_kda
+    rule = recurrent_kda if form == "recurrent" or (form == "auto" and steps <= LONGEST_RECURRENCE) else chunkwise_kda
     o, state = rule(l2_norm(q), l2_norm(k), v, g, b, past_recurrent_state.to(wide), scale)
     o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + norm_eps) * norm_weight.to(wide)
     output = o.flatten(-2) * torch.sigmoid(output_gate)
