@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -85,14 +88,34 @@ def test_checker_and_strict_inference_accept_it_and_the_reference_evaluator_agre
         assert_close(output, expected)
 
 
-def test_onnx_runtime_executes_its_fused_kernel_but_for_a_single_token(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_onnx_runtime_executes_its_fused_kernel_but_for_a_single_token(tmp_path: Path) -> None:
     attributes = moe_attributes()
     arrays = moe_arrays(attributes, 1, 1)
     graph = executed(op_model(SPEC, body("ort", attributes, "float32"), attributes, "float32", arrays), tmp_path)
     (branches,) = [node.attribute for node in graph.node if node.op_type == "If"]
     operators = {branch.name: [f"{n.domain}.{n.op_type}" for n in branch.g.node] for branch in branches}
-    assert operators["then_branch"].count(".Gather") == 2
+    # 4 experts: gate and up of two at a time, down of all
+    assert operators["then_branch"].count(".Gather") == 3
+    assert ".Gather" not in operators["else_branch"]
     assert "com.microsoft.MoE" in operators["else_branch"]
+
+
+def test_onnx_runtime_keeps_no_second_copy_of_the_experts(tmp_path: Path) -> None:
+    attributes = moe_attributes()
+    arrays = moe_arrays(attributes, 1, 1)
+    graph = executed(op_model(SPEC, body("ort", attributes, "float32"), attributes, "float32", arrays), tmp_path)
+    graphs = [graph, *(a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)]
+    elements = [int(np.prod(t.dims)) for g in graphs for t in g.initializer]
+    assert sum(n >= arrays["down_weight"].size for n in elements) == 2
+
+
+@pytest.mark.parametrize("intermediate", [25, 26])
+def test_a_single_token_is_right_where_experts_do_not_divide_into_blocks(intermediate: int) -> None:
+    attributes = moe_attributes() | {"intermediate": intermediate}
+    arrays = moe_arrays(attributes, 1, 1)
+    built = session(op_model(SPEC, body("ort", attributes, "float32"), attributes, "float32", arrays))
+    (expected,) = moe_reference(arrays, attributes)
+    assert_close(run(built, arrays)["output"], expected)
 
 
 def test_a_single_token_with_large_experts_takes_the_kernel(monkeypatch) -> None:  # type: ignore[no-untyped-def]

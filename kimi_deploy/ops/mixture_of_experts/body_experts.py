@@ -16,6 +16,10 @@ SMALLEST_NORMAL = 1.1754944e-38
 """Floor under a weight's logarithm: one that underflowed to zero must still beat UNCHOSEN."""
 CACHED_BYTES = 16 << 20
 """Weights of one token's experts that a processor's last cache is taken to hold."""
+BLOCKS = 4
+"""Blocks of rows that an expert is gathered in, so that several threads share the copy."""
+GATE_UP_AT_ONCE, DOWN_AT_ONCE = 2, 4
+"""Experts whose weights go through the caches together: fewer starve the threads, more spill into memory."""
 
 
 class Sizes(NamedTuple):
@@ -44,9 +48,8 @@ class Routed(NamedTuple):
 def fused(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     """ONNX Runtime's MoE; for a single token with small experts, gathered products. Returns float32 like x.
 
-    The kernel gives whole experts to threads, so that a token's few experts are shared out unevenly, and reads their
-    weights at 60 % of the speed of a product: with 4 experts of 512 x 256 on two threads 0.39 ms against 0.28 for
-    gathering. Weights that do not stay in a cache are cheaper to read once than to gather.
+    The kernel gives each thread a fixed range of experts, so that a token's few are shared out unevenly. Weights that
+    do not stay in a cache are cheaper to read once than to gather.
     """
     r = r._replace(
         x=b.to_float32(r.x, r.dtype),
@@ -54,16 +57,51 @@ def fused(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
         down=b.to_float32(r.down, r.dtype),
         dtype="float32",
     )
-    hidden = b("Shape", r.gate_up, start=2, end=3)  # a constant, as the weights are
+    hidden = b("Shape", r.gate_up, start=2, end=3)  # a constant, as the weights are; so is all that follows from it
     small = b("LessOrEqual", hidden, b.ints(CACHED_BYTES // (4 * 3 * sizes.top_k * sizes.intermediate)))
-    single = b("Equal", b("Size", r.chosen), b.constant(sizes.top_k, "int64"))
+    whole_blocks = b("Equal", b("Mod", hidden, b.ints(BLOCKS)), b.ints(0))
+    # how many choices make a single token, or a number that never occurs
+    choices = sizes.top_k if 2 * sizes.intermediate % BLOCKS == 0 else -1
+    single = b("Squeeze", b("Where", b("And", small, whole_blocks), b.ints(choices), b.ints(-1)))
+    return b.branch(
+        b("Equal", b("Size", r.chosen), single),
+        lambda inner: [_few_at_once(inner, r, sizes)],
+        lambda inner: [_kernel(inner, r, sizes)],
+    )[0]
 
-    def gathered(inner: FunctionBuilder) -> list[ir.Value]:
-        column = inner("Reshape", r.x, inner.ints(-1, 1))
-        row = _one_token(inner, r, column, inner("Reshape", r.chosen, inner.ints(-1)), r.weights)
-        return [inner("Reshape", row, inner("Shape", r.x))]
 
-    return b.branch(b("Squeeze", b("And", small, single)), gathered, lambda inner: [_kernel(inner, r, sizes)])[0]
+def _few_at_once(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
+    """A single token's experts, each few gathered and used before the next.
+
+    Gathering reads, writes and reads again. Few experts at a time go through the same small buffers, which stay in
+    the processor's caches, so that only the first reading is of memory. A decode step of "mini-62m" on two threads
+    takes 6.8 ms so, 7.6 with all experts gathered at once.
+    """
+    column = b("Reshape", r.x, b.ints(-1, 1))
+    # zero, but not a constant: a runtime that folds constants would keep a reshaped copy of every expert
+    zero = b("Sub", b("Size", r.chosen), b.constant(sizes.top_k, "int64"))
+    count, width = sizes.experts * BLOCKS, sizes.intermediate
+    gate_up = b("Reshape", r.gate_up, b("Add", b.ints(count, 2 * width // BLOCKS, -1), zero))
+    down = b("Reshape", r.down, b("Add", b.ints(count, -1, width), zero))
+    first = b("Mul", b("Reshape", r.chosen, b.ints(-1, 1)), b.constant(BLOCKS, "int64"))
+    numbers = b("Add", first, b.ints(*range(BLOCKS)))
+    h = [b("MatMul", b("Gather", gate_up, n, axis=0), column) for n in _runs(b, numbers, sizes.top_k, GATE_UP_AT_ONCE)]
+    act = _swiglu(b, b("Reshape", b("Concat", *h, axis=0), b.ints(sizes.top_k, -1, 1)), "float32")
+    act = b("Mul", act, b("Reshape", r.weights, b.ints(-1, 1, 1)))
+    y = [
+        b("MatMul", b("Gather", down, n, axis=0), b("Unsqueeze", a, b.ints(1)))
+        for n, a in zip(
+            _runs(b, numbers, sizes.top_k, DOWN_AT_ONCE), _runs(b, act, sizes.top_k, DOWN_AT_ONCE), strict=True
+        )
+    ]
+    summed = b("Reshape", b("Concat", *y, axis=0) if len(y) > 1 else y[0], b.ints(sizes.top_k, -1))
+    return b("Reshape", b("ReduceSum", summed, b.ints(0), keepdims=0), b("Shape", r.x))
+
+
+def _runs(b: FunctionBuilder, value: ir.Value, size: int, at_once: int) -> list[ir.Value]:
+    """Runs of `at_once` of the `size` entries of the first axis; the last may be shorter."""
+    runs = [min(at_once, size - start) for start in range(0, size, at_once)]
+    return [value] if len(runs) == 1 else list(b.outputs("Split", [value, b.ints(*runs)], len(runs), axis=0))
 
 
 def _kernel(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
