@@ -1,4 +1,4 @@
-"""Mirror of `plugins/kernels/kimi_kernels.h`: the argument struct, codes and prototypes, as ctypes sees them."""
+"""Mirror of the headers `plugins/kernels/kimi_*.h`: the argument structs, codes and prototypes, as ctypes sees them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ STATUS = {
 }
 DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 GATES = {"softplus": 0, "bounded": 1}
+UPDATE_RULES = {"linear": 0, "gated": 1, "delta": 2, "gated_delta": 3}
+ACTIVATIONS = {"none": 0, "silu": 1, "swish": 1}
 
 POINTERS = (
     "qkv",
@@ -64,9 +66,62 @@ class KdaArguments(ctypes.Structure):
     )
 
 
+class LinearAttentionArguments(ctypes.Structure):
+    """KimiLinearAttentionArguments; kimi_linear_attention.h says what each field means."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("data_type", ctypes.c_int32),
+        ("state_type", ctypes.c_int32),
+        ("update_rule", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("sequence", ctypes.c_int32),
+        ("q_num_heads", ctypes.c_int32),
+        ("kv_num_heads", ctypes.c_int32),
+        ("key_num_heads", ctypes.c_int32),
+        ("key_dim", ctypes.c_int32),
+        ("value_dim", ctypes.c_int32),
+        ("decay_per_key", ctypes.c_int32),
+        ("beta_num_heads", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("past_state", ctypes.c_void_p),
+        ("decay", ctypes.c_void_p),
+        ("beta", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("present_state", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_size_t),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+class CausalConvArguments(ctypes.Structure):
+    """KimiCausalConvArguments; kimi_causal_conv.h says what each field means."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("data_type", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("sequence", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("input", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("past_state", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("present_state", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+    )
+
+
 def declare(library: ctypes.CDLL) -> None:
     """Sets the prototypes of the header's functions on a loaded library. AttributeError if one is missing."""
-    arguments = ctypes.POINTER(KdaArguments)
+    arguments, linear_attention = ctypes.POINTER(KdaArguments), ctypes.POINTER(LinearAttentionArguments)
     for name, result, parameters in (
         ("kimi_abi_version", ctypes.c_uint32, ()),
         ("kimi_backend", ctypes.c_char_p, ()),
@@ -76,6 +131,9 @@ def declare(library: ctypes.CDLL) -> None:
         ("kimi_kda_prefill", ctypes.c_int32, (arguments,)),
         ("kimi_kda_workspace", ctypes.c_int32, (arguments, ctypes.POINTER(ctypes.c_size_t))),
         ("kimi_kda", ctypes.c_int32, (arguments,)),
+        ("kimi_linear_attention_workspace", ctypes.c_int32, (linear_attention, ctypes.POINTER(ctypes.c_size_t))),
+        ("kimi_linear_attention", ctypes.c_int32, (linear_attention,)),
+        ("kimi_causal_conv", ctypes.c_int32, (ctypes.POINTER(CausalConvArguments),)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, parameters

@@ -9,6 +9,7 @@ from typing import Any
 
 from kimi_deploy.errors import ContractError
 from kimi_deploy.kernels.abi import DATA_TYPES, GATES, KdaArguments
+from kimi_deploy.kernels.arrays import address, bytes_like, dtype_name, num_bytes, place
 from kimi_deploy.kernels.library import KernelLibrary
 from kimi_deploy.ops.spec import AttributeValue
 
@@ -49,8 +50,8 @@ class KdaKernels:
         arguments = arguments_of(arrays, attributes, stream=stream)
         arguments.value_splits = value_splits
         if workspace is None:
-            workspace = _bytes_like(arrays["output"], self.library.prefill_workspace(arguments))
-        arguments.workspace, arguments.workspace_size = _address(workspace), _num_bytes(workspace)
+            workspace = bytes_like(arrays["output"], self.library.prefill_workspace(arguments))
+        arguments.workspace, arguments.workspace_size = address(workspace), num_bytes(workspace)
         self.library.prefill(arguments)
 
     def workspace_size(self, arrays: Mapping[str, Any], attributes: Mapping[str, AttributeValue]) -> int:
@@ -67,7 +68,7 @@ def arguments_of(
     if missing:
         raise ContractError("kernel call without a required array", seen=f"no {missing}")
     rows, sequence = arrays["qkv"].shape[:2]
-    data_type = _dtype(arrays["qkv"])
+    data_type = dtype_name(arrays["qkv"])
     width = arrays["conv_weight"].shape[1]
     cu_seqlens, slots = arrays.get("cu_seqlens"), arrays.get("slots")
     batch = rows if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -119,41 +120,5 @@ def arguments_of(
         if array is None:
             continue
         dtype = "int32" if name in _INT32 else "float32" if name in _FLOAT32 else data_type
-        if tuple(array.shape) != shapes[name] or _dtype(array) != dtype or not _is_contiguous(array):
-            raise ContractError(
-                f"kernel call: {name} does not fit",
-                seen=f"{_dtype(array)} {tuple(array.shape)}" + ("" if _is_contiguous(array) else ", not contiguous"),
-                expected=f"{dtype} {shapes[name]}, contiguous",
-            )
-        setattr(arguments, name, _address(array))
+        place(arguments, name, array, dtype, shapes[name])
     return arguments
-
-
-def _is_torch(array: Any) -> bool:
-    return hasattr(array, "data_ptr")
-
-
-def _dtype(array: Any) -> str:
-    return str(array.dtype).removeprefix("torch.")
-
-
-def _address(array: Any) -> int:
-    return array.data_ptr() if _is_torch(array) else array.ctypes.data
-
-
-def _num_bytes(array: Any) -> int:
-    return array.numel() * array.element_size() if _is_torch(array) else array.nbytes
-
-
-def _is_contiguous(array: Any) -> bool:
-    return array.is_contiguous() if _is_torch(array) else array.flags["C_CONTIGUOUS"]
-
-
-def _bytes_like(array: Any, size: int) -> Any:
-    if _is_torch(array):
-        import torch
-
-        return torch.empty(size, dtype=torch.uint8, device=array.device)
-    import numpy as np
-
-    return np.empty(size, dtype=np.uint8)

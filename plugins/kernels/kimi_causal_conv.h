@@ -45,8 +45,8 @@ typedef struct KimiCausalConvArguments {
   void* stream; /* cudaStream_t; ignored by the emulated library */
 } KimiCausalConvArguments;
 
-/* The whole operator in one launch on `stream`, without workspace. Allocates nothing, waits for nothing; may be captured
- * in a CUDA graph. */
+/* The whole operator in one launch on `stream`, without workspace. Allocates nothing, waits for nothing; may be
+ * captured in a CUDA graph. */
 KIMI_API int32_t kimi_causal_conv(const KimiCausalConvArguments* arguments);
 
 #ifdef __cplusplus

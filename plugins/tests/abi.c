@@ -1,45 +1,93 @@
-/* Prints the layout of the argument struct, one "field offset" per line: what a binding must agree with. */
+/* Prints the layout of the argument structs, one "struct.field offset" per line: what a binding must agree with. */
 #include <stdio.h>
 
+#include "../kernels/kimi_causal_conv.h"
 #include "../kernels/kimi_kernels.h"
+#include "../kernels/kimi_linear_attention.h"
 
-#define FIELD(name) printf(#name " %zu\n", offsetof(KimiKdaArguments, name))
+#define SIZE(type) printf(#type ".sizeof %zu\n", sizeof(type))
+#define FIELD(type, name) printf(#type "." #name " %zu\n", offsetof(type, name))
 
 int main(void) {
-  printf("sizeof %zu\nversion %d\n", sizeof(KimiKdaArguments), KIMI_ABI_VERSION);
-  FIELD(struct_size);
-  FIELD(data_type);
-  FIELD(state_type);
-  FIELD(gate);
-  FIELD(batch);
-  FIELD(sequence);
-  FIELD(num_heads);
-  FIELD(head_dim);
-  FIELD(conv_width);
-  FIELD(num_slots);
-  FIELD(norm_eps);
-  FIELD(scale);
-  FIELD(gate_lower_bound);
-  FIELD(value_splits);
-  FIELD(qkv);
-  FIELD(decay);
-  FIELD(beta);
-  FIELD(output_gate);
-  FIELD(conv_weight);
-  FIELD(A_log);
-  FIELD(dt_bias);
-  FIELD(norm_weight);
-  FIELD(past_conv_state);
-  FIELD(past_recurrent_state);
-  FIELD(sequence_lengths);
-  FIELD(cu_seqlens);
-  FIELD(slots);
-  FIELD(output);
-  FIELD(present_conv_state);
-  FIELD(present_recurrent_state);
-  FIELD(state_snapshots);
-  FIELD(workspace);
-  FIELD(workspace_size);
-  FIELD(stream);
+  printf("version %d\n", KIMI_ABI_VERSION);
+
+  SIZE(KimiKdaArguments);
+  FIELD(KimiKdaArguments, struct_size);
+  FIELD(KimiKdaArguments, data_type);
+  FIELD(KimiKdaArguments, state_type);
+  FIELD(KimiKdaArguments, gate);
+  FIELD(KimiKdaArguments, batch);
+  FIELD(KimiKdaArguments, sequence);
+  FIELD(KimiKdaArguments, num_heads);
+  FIELD(KimiKdaArguments, head_dim);
+  FIELD(KimiKdaArguments, conv_width);
+  FIELD(KimiKdaArguments, num_slots);
+  FIELD(KimiKdaArguments, norm_eps);
+  FIELD(KimiKdaArguments, scale);
+  FIELD(KimiKdaArguments, gate_lower_bound);
+  FIELD(KimiKdaArguments, value_splits);
+  FIELD(KimiKdaArguments, qkv);
+  FIELD(KimiKdaArguments, decay);
+  FIELD(KimiKdaArguments, beta);
+  FIELD(KimiKdaArguments, output_gate);
+  FIELD(KimiKdaArguments, conv_weight);
+  FIELD(KimiKdaArguments, A_log);
+  FIELD(KimiKdaArguments, dt_bias);
+  FIELD(KimiKdaArguments, norm_weight);
+  FIELD(KimiKdaArguments, past_conv_state);
+  FIELD(KimiKdaArguments, past_recurrent_state);
+  FIELD(KimiKdaArguments, sequence_lengths);
+  FIELD(KimiKdaArguments, cu_seqlens);
+  FIELD(KimiKdaArguments, slots);
+  FIELD(KimiKdaArguments, output);
+  FIELD(KimiKdaArguments, present_conv_state);
+  FIELD(KimiKdaArguments, present_recurrent_state);
+  FIELD(KimiKdaArguments, state_snapshots);
+  FIELD(KimiKdaArguments, workspace);
+  FIELD(KimiKdaArguments, workspace_size);
+  FIELD(KimiKdaArguments, stream);
+
+  SIZE(KimiLinearAttentionArguments);
+  FIELD(KimiLinearAttentionArguments, struct_size);
+  FIELD(KimiLinearAttentionArguments, data_type);
+  FIELD(KimiLinearAttentionArguments, state_type);
+  FIELD(KimiLinearAttentionArguments, update_rule);
+  FIELD(KimiLinearAttentionArguments, batch);
+  FIELD(KimiLinearAttentionArguments, sequence);
+  FIELD(KimiLinearAttentionArguments, q_num_heads);
+  FIELD(KimiLinearAttentionArguments, kv_num_heads);
+  FIELD(KimiLinearAttentionArguments, key_num_heads);
+  FIELD(KimiLinearAttentionArguments, key_dim);
+  FIELD(KimiLinearAttentionArguments, value_dim);
+  FIELD(KimiLinearAttentionArguments, decay_per_key);
+  FIELD(KimiLinearAttentionArguments, beta_num_heads);
+  FIELD(KimiLinearAttentionArguments, scale);
+  FIELD(KimiLinearAttentionArguments, query);
+  FIELD(KimiLinearAttentionArguments, key);
+  FIELD(KimiLinearAttentionArguments, value);
+  FIELD(KimiLinearAttentionArguments, past_state);
+  FIELD(KimiLinearAttentionArguments, decay);
+  FIELD(KimiLinearAttentionArguments, beta);
+  FIELD(KimiLinearAttentionArguments, output);
+  FIELD(KimiLinearAttentionArguments, present_state);
+  FIELD(KimiLinearAttentionArguments, workspace);
+  FIELD(KimiLinearAttentionArguments, workspace_size);
+  FIELD(KimiLinearAttentionArguments, stream);
+
+  SIZE(KimiCausalConvArguments);
+  FIELD(KimiCausalConvArguments, struct_size);
+  FIELD(KimiCausalConvArguments, data_type);
+  FIELD(KimiCausalConvArguments, activation);
+  FIELD(KimiCausalConvArguments, batch);
+  FIELD(KimiCausalConvArguments, channels);
+  FIELD(KimiCausalConvArguments, sequence);
+  FIELD(KimiCausalConvArguments, width);
+  FIELD(KimiCausalConvArguments, input);
+  FIELD(KimiCausalConvArguments, weight);
+  FIELD(KimiCausalConvArguments, bias);
+  FIELD(KimiCausalConvArguments, past_state);
+  FIELD(KimiCausalConvArguments, output);
+  FIELD(KimiCausalConvArguments, present_state);
+  FIELD(KimiCausalConvArguments, stream);
   return 0;
 }

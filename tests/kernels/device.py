@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from kimi_deploy.ops.spec import AttributeValue
 GUARD = 256
 PATTERN = 0xA5
 STATES = ("conv_state", "recurrent_state")
-ALWAYS_WRITTEN = ("output", "present_conv_state", "present_recurrent_state", "state_snapshots")
 
 
 @dataclass(frozen=True)
@@ -82,46 +82,60 @@ def run_kernel(
     snapshots: int | None = None,
     value_splits: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Runs decode or prefill on the op's input `arrays` (and cu_seqlens, slots). Returns the outputs by name.
+    """Runs decode or prefill of KDA on the op's input `arrays` (and cu_seqlens, slots). Returns the outputs by name.
 
     Outputs, snapshots and workspace start as NaN; with `in_place` the present states are the past ones. Asserts that
     nothing outside an array and no input was written.
     """
-    given = dict(arrays)
-    shape = given["decay"].shape
-    outputs = {"output": np.full(shape, np.nan, given["qkv"].dtype)}
+    outputs = {"output": np.full(arrays["decay"].shape, np.nan, arrays["qkv"].dtype)}
     for state in STATES:
-        past = given[f"past_{state}"]
-        outputs[f"present_{state}"] = past if in_place else np.full(past.shape, np.nan, past.dtype)
+        past = arrays[f"past_{state}"]
+        outputs[f"present_{state}"] = np.full(past.shape, np.nan, past.dtype)
     if snapshots is not None:
-        outputs["state_snapshots"] = np.full((snapshots, *given["past_recurrent_state"].shape[1:]), np.nan, np.float32)
-    buffers, views = {}, {}
-    for name, array in (given | outputs).items():
-        if in_place and name.startswith("past_"):
-            continue
-        buffers[name] = device.buffer(array.nbytes)
-        views[name] = device.upload(buffers[name], array)
-    if in_place:
-        for state in STATES:
-            views[f"past_{state}"] = views[f"present_{state}"]
+        outputs["state_snapshots"] = np.full((snapshots, *arrays["past_recurrent_state"].shape[1:]), np.nan, np.float32)
+    aliases = {f"present_{state}": f"past_{state}" for state in STATES} if in_place else {}
     if mode == "decode":
-        device.kernels.decode(views, attributes)
-    else:
-        size = device.kernels.workspace_size(views, attributes)
-        buffers["workspace"] = device.buffer(size)
-        poison = np.full(size, 0xFF, np.uint8)
-        workspace = device.upload(buffers["workspace"], poison)
+        return run_guarded(device, lambda v, _: device.kernels.decode(v, attributes), arrays, outputs, aliases)
+
+    def prefill(views, workspace):
         device.kernels.prefill(views, attributes, workspace=workspace, value_splits=value_splits)
-        given["workspace"] = poison
-        views["workspace"] = workspace
+
+    def workspace_size(views):
+        return device.kernels.workspace_size(views, attributes)
+
+    return run_guarded(device, prefill, arrays, outputs, aliases, workspace_size)
+
+
+def run_guarded(
+    device: Device,
+    call: Callable[[dict[str, Any], Any], None],
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    aliases: Mapping[str, str],
+    workspace_size: Callable[[dict[str, Any]], int] = lambda views: 0,
+) -> dict[str, np.ndarray]:
+    """`call(views, workspace)` on device memory, between guards. Returns the outputs by name.
+
+    `outputs`: what they hold before the call; those in `aliases` (output to input) are their inputs instead. The
+    workspace starts as NaN. Asserts that nothing outside an array and no other input was written.
+    """
+    before = {name: a for name, a in inputs.items() if name not in aliases.values()}
+    before |= {name: inputs[aliases[name]] if name in aliases else a for name, a in outputs.items()}
+    buffers = {name: device.buffer(a.nbytes) for name, a in before.items()}
+    views = {name: device.upload(buffers[name], a) for name, a in before.items()}
+    views |= {past: views[present] for present, past in aliases.items()}
+    poison = np.full(workspace_size(views), 0xFF, np.uint8)
+    buffers["workspace"] = device.buffer(poison.nbytes)
+    workspace = device.upload(buffers["workspace"], poison)
+    call(views, workspace)
     results = {}
     for name, buffer in buffers.items():
-        like = outputs.get(name, given.get(name))
-        content, raw = device.download(buffer, views[name], like)
+        like = poison if name == "workspace" else before[name]
+        content, raw = device.download(buffer, workspace if name == "workspace" else views[name], like)
         guards = np.concatenate([raw[:GUARD], raw[GUARD + like.nbytes :]])
         assert (guards == PATTERN).all(), f"{name}: written outside the array"
         if name in outputs:
             results[name] = content
         elif name != "workspace":
-            assert content.tobytes() == given[name].tobytes(), f"{name}: an input was written"
+            assert content.tobytes() == like.tobytes(), f"{name}: an input was written"
     return results

@@ -18,6 +18,7 @@ from kimi_deploy.kernels.library import KernelLibrary
 from .build import ROOT, run
 from .cases import make_case
 from .device import Device, EmulatedDevice, run_kernel
+from .standard_cases import causal_conv_case, linear_attention_case, run_causal_conv, run_linear_attention
 
 
 def run_cases(device: Device, folder: Path) -> None:
@@ -44,6 +45,17 @@ def cases(device: Device):
     yield "packed", run_kernel(device, "prefill", arrays, attributes, value_splits=4)
     arrays["cu_seqlens"] = np.array([-3, 40, 7, 2**31 - 1], np.int32)
     run_kernel(device, "prefill", arrays, attributes)
+
+    for rule, key_dim, value_dim in (("linear", 3, 5), ("gated", 64, 64), ("delta", 100, 6), ("gated_delta", 512, 12)):
+        arrays, attributes = linear_attention_case(
+            rule=rule, key_dim=key_dim, value_dim=value_dim, q_heads=4, steps=3, dtype="bfloat16", state_dtype="float16"
+        )
+        yield f"attention_{rule}", run_linear_attention(device, arrays, attributes, in_place=rule == "gated")
+    arrays, attributes = linear_attention_case(q_heads=1, key_heads=1, decay="head", shared_beta=True, state_dtype=None)
+    yield "attention_shared", run_linear_attention(device, arrays, attributes)
+    for steps, width in ((0, 4), (1, 4), (33, 4), (2, 7), (40, 1)):
+        arrays, attributes = causal_conv_case(steps=steps, width=width, dtype="float16")
+        yield f"conv_{steps}_{width}", run_causal_conv(device, arrays, attributes, in_place=steps % 2 == 1)
 
 
 def run_sanitized(library: Path, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from .build import build
 from .cases import check, make_case, oracle
 from .device import EmulatedDevice, run_kernel
 from .sanitized import run_cases, run_sanitized
+from .standard_cases import linear_attention_case, run_linear_attention
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,18 @@ def test_a_value_read_before_it_is_written_is_nan(faulty):
     arrays, attributes = make_case(steps=4)
     results = run_kernel(faulty("missing_barrier"), "decode", arrays, attributes)
     assert np.isnan(results["output"].astype(float)).any()
+
+
+def test_a_step_read_before_it_is_staged_is_nan(faulty):
+    arrays, attributes = linear_attention_case(key_dim=128, value_dim=64)
+    results = run_linear_attention(faulty("missing_barrier"), arrays, attributes)
+    assert np.isnan(results["output"]).any()
+
+
+def test_a_barrier_that_one_thread_skips_is_reported_in_linear_attention(faulty):
+    arrays, attributes = linear_attention_case()
+    with pytest.raises(BackendError, match="wait for others that never come"):
+        run_linear_attention(faulty("divergent_barrier"), arrays, attributes)
 
 
 @pytest.mark.parametrize("mode", ["decode", "prefill"])

@@ -7,12 +7,15 @@ from ..capabilities import needs_nvcc
 from .build import PLUGINS, build
 
 ARCHITECTURES = ("80", "90a")
+DATA_TYPES = ("float32", "float16", "bfloat16")
 KERNELS = {
-    *(f"kda_decode<{t}, {d}, {one}>" for t in ("float32", "float16", "bfloat16") for d in (64, 128) for one in (0, 1)),
+    *(f"kda_decode<{t}, {d}, {one}>" for t in DATA_TYPES for d in (64, 128) for one in (0, 1)),
     *(
         f"kda_{kernel}<{t}, {d}>"
         for kernel, t, d in itertools.product(("prep", "chain", "output"), ("float16", "bfloat16"), (64, 128))
     ),
+    *(f"linear_attention<{t}, {rows}>" for t, rows in itertools.product(DATA_TYPES, (64, 128, 256, 512))),
+    *(f"causal_conv<{t}, {lanes}, {width}>" for t, lanes, width in itertools.product(DATA_TYPES, (1, 32), (0, 4))),
 }
 
 
