@@ -42,7 +42,7 @@ def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator
     `output_folder`, and when another process is at work on the same target.
     """
     target = _checked(target, overwrite, known)
-    work = target.with_name(f".{target.name}.partial")
+    work = partial_folder(target)
     _make(work, target)
     content, journal = work / "content", work / "journal"
     lock = os.open(work, os.O_RDONLY)
@@ -67,6 +67,12 @@ def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator
         os.close(lock)
         if not keep:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def partial_folder(target: Path) -> Path:
+    """Where `resumable_folder` keeps what a run that was cut short has made of `target`."""
+    target = Path(os.path.abspath(target))
+    return target.with_name(f".{target.name}.partial")
 
 
 def _checked(target: Path, overwrite: bool, known: Known) -> Path:

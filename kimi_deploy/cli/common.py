@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,23 @@ import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists.")
+
+
+_UNITS = {"": 1, "B": 1} | {f"{p}{b}": n**i for b, n in (("B", 1000), ("iB", 1024)) for i, p in enumerate("KMGT", 1)}
+
+
+class ByteSize(click.ParamType):
+    """A size as people write it: 5GB, 1.5GiB, 500MB, or plain bytes. The value is a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)
+        if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a size: write 5GB, 1.5GiB or a number of bytes", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
 
 
 def output_option(what: str) -> Callable[[Any], Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kimi_deploy.cli.common import (
+    ByteSize,
     folder_argument,
     force_option,
     json_option,
@@ -18,6 +19,7 @@ from kimi_deploy.cli.common import (
 )
 from kimi_deploy.contract import DTYPES
 from kimi_deploy.ops.flavours import FLAVOURS
+from kimi_deploy.output_folder import partial_folder
 
 
 @click.command("export")
@@ -31,6 +33,15 @@ from kimi_deploy.ops.flavours import FLAVOURS
     help="Bodies of the custom ops: `ort` uses ONNX Runtime's fused kernels, `onnx` opset-27 standard ops, "
     "`primitive` no linear-attention op at all.  [ort]",
 )
+@click.option("--max-shard-size", type=ByteSize(), metavar="SIZE", help="Size of a weight file, as in 5GB.  [no limit]")
+@click.option(
+    "--weights",
+    type=click.Choice(("pack", "reference")),
+    default="pack",
+    show_default=True,
+    help="`pack` writes all weights to files of the export; `reference` uses the checkpoint's own files, through hard "
+    "links, for what they hold just as the graph needs it, and packs the rest.",
+)
 @force_option
 @json_option
 def export_command(
@@ -39,19 +50,35 @@ def export_command(
     recipe: Path | None,
     dtype: str | None,
     body: str | None,
+    max_shard_size: int | None,
+    weights: str,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export the checkpoint folder MODEL to one ONNX graph for prefill and decode, states as inputs and outputs.
 
-    The result is checked before it is kept: interface, structure, and every weight's values.
+    The result is checked before it is kept: interface, structure, and every weight's values. Memory does not grow with
+    the checkpoint, and the same command goes on with a run that was cut short.
     """
     settings = _settings(recipe, dtype, body)
     from kimi_deploy.onnx.export import export_model
 
-    manifest = export_model(
-        model, output, dtype=settings["dtype"], flavour=settings["body"], overwrite=force, progress=progress
-    )
+    try:
+        manifest = export_model(
+            model,
+            output,
+            dtype=settings["dtype"],
+            flavour=settings["body"],
+            overwrite=force,
+            progress=progress,
+            max_shard_bytes=max_shard_size,
+            reference=weights == "reference",
+        )
+    except (KeyboardInterrupt, SystemExit, OSError):
+        partial = partial_folder(output)
+        if partial.exists():
+            say(f"what is written so far is in {partial}: the same command goes on with it; remove it otherwise")
+        raise
     if as_json:
         print_json({"output": str(output), "manifest": manifest.to_dict()})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -30,10 +30,11 @@ from kimi_deploy.onnx.weight_files import (
     check_weights,
     lay_out,
     layout_of,
+    link_checkpoint_files,
     reserve,
     write_weights,
 )
-from kimi_deploy.onnx.weights import plan_weights
+from kimi_deploy.onnx.weights import in_place_spans, plan_weights
 from kimi_deploy.ops.flavours import Flavour
 from kimi_deploy.output_folder import resumable_folder
 from kimi_deploy.text.tokenizer import TOKENIZER_FILES
@@ -54,12 +55,14 @@ def export_model(
     overwrite: bool,
     progress: Progress,
     max_shard_bytes: int | None = None,
+    reference: bool = False,
 ) -> Manifest:
     """Export the checkpoint in `folder` to `output`, whole or not at all; the result has passed its checks.
 
     The checks: ONNX's full checker, the contract's interface, and, read back from the files, the value of every weight.
-    Weights go to one file, or to files of at most `max_shard_bytes`. Memory does not grow with the checkpoint; a run
-    that was cut short is gone on with (`output_folder.resumable_folder`), and gives the same bytes.
+    Weights go to one file, or to files of at most `max_shard_bytes`; with `reference`, those that the checkpoint holds
+    just as the graph needs them stay there, and the output gets hard links to its files. Memory does not grow with the
+    checkpoint; a run that was cut short is gone on with (`output_folder.resumable_folder`), and gives the same bytes.
 
     Raises UsageError for an output that cannot be used, ConfigError or CheckpointError for a bad checkpoint, and
     ExportError when there is too little disk space, the model cannot be traced or the result is not right.
@@ -68,21 +71,30 @@ def export_model(
     checkpoint.resolve()
     contract = GraphContract.of(checkpoint.config, dtype)
     with resumable_folder(output, overwrite=overwrite, known=Manifest.files_of("onnx")) as (target, journal_path):
+        in_place = in_place_spans(checkpoint, dtype) if reference else {}
+        linked = {span.tensor.file: (folder / span.tensor.file).stat().st_size for span in in_place.values()}
+        # here only so that a refusal comes before the work
+        link_checkpoint_files(linked, folder, target)
         with progress("tracing the model", None):
-            model, op_abi = _build_graph(checkpoint, contract, flavour)
-            plan = plan_weights(model, checkpoint, dtype)
+            model, op_abi = _build_graph(checkpoint, contract, flavour, in_place)
+            plan = plan_weights(model, checkpoint, dtype, in_place)
             layout = lay_out(plan, max_shard_bytes)
+            fingerprint = f"{checkpoint.fingerprint()} {layout.fingerprint(plan)}"
+        with Journal(journal_path, fingerprint) as journal:
+            if not journal.resumed:
+                _remove_files(target)
             _check_space(target, layout)
             attach(model, plan, layout, target)
-            reserve(layout, target)
             ir.save(model, target / MODEL_NAME)
+            # ONNX's checker refuses files with several links: it sees empty ones of their size
+            for name in linked:
+                (target / name).unlink(missing_ok=True)
+            reserve(layout.sizes | linked, target)
             saved = check_graph(target / MODEL_NAME, contract)
-        fingerprint = f"{checkpoint.fingerprint()} {layout.fingerprint(plan)}"
-        with (
-            Journal(journal_path, fingerprint) as journal,
-            progress("going on with writing weights" if journal.resumed else "writing weights", plan.nbytes) as advance,
-        ):
-            digests = write_weights(plan, layout, target, journal, advance)
+            link_checkpoint_files(linked, folder, target)
+            what = "writing the rest of the weights" if journal.resumed else "writing weights"
+            with progress(what, plan.nbytes) as advance:
+                digests = write_weights(plan, layout, target, journal, advance)
         with progress("checking every weight", sum(layout.sizes.values())) as advance:
             hashes = check_weights(plan, layout_of(saved, plan, target), target, digests, advance)
         for name in ("config.json", *TOKENIZER_FILES):
@@ -94,17 +106,28 @@ def export_model(
             op_abi=op_abi,
             details={"dtype": dtype, "body": flavour, "opset": model.graph.opset_imports[""]},
         )
-        return manifest.write(target, hashes=hashes)
+        if not linked:
+            return manifest.write(target, hashes=hashes)
+        with progress("hashing the checkpoint", sum(linked.values())) as advance:
+            return manifest.write(target, advance, hashes)
 
 
-def _build_graph(checkpoint: Checkpoint, contract: GraphContract, flavour: Flavour) -> tuple[ir.Model, dict[str, str]]:
+def _remove_files(folder: Path) -> None:
+    """What another export, cut short, has left there."""
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _build_graph(
+    checkpoint: Checkpoint, contract: GraphContract, flavour: Flavour, untransposed: Collection[str]
+) -> tuple[ir.Model, dict[str, str]]:
     """The graph with its bodies, no weight read; and the ABI of every custom op in it."""
     # torch, which takes seconds to load: not before the arguments are known to be right
     from kimi_deploy.onnx.trace import trace
 
     model = trace(checkpoint.config, contract.dtype)
     name_dimensions(model, contract)
-    transpose_weights(model)
+    transpose_weights(model, untransposed)
     replace_sequences(model)
     op_abi = mark_plugin_nodes(model)
     tidy(model)

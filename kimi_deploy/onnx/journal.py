@@ -18,6 +18,7 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.finished = _read(path, fingerprint)
+        """What was recorded before this run."""
         self.resumed = bool(self.finished)
         if not self.resumed:
             path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
@@ -30,8 +31,7 @@ class Journal:
         os.close(self._file)
 
     def record(self, piece: int, digests: tuple[str, ...]) -> None:
-        """Add a finished piece."""
-        self.finished[piece] = digests
+        """Add a finished piece; from any thread, as one write appends one line."""
         os.write(self._file, (json.dumps([piece, *digests]) + "\n").encode())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -38,13 +40,13 @@ def _rename(value: ir.Value, names: dict[str, str]) -> None:
     )
 
 
-def transpose_weights(model: ir.Model) -> None:
+def transpose_weights(model: ir.Model, keep: Collection[str] = ()) -> None:
     """Store a weight that is only ever read transposed as MatMul reads it, and drop the Transpose.
 
     A runtime then neither transposes at load (a second copy in memory) nor at run time. A weight with another reader
-    (a tied embedding) keeps its Transpose.
+    (a tied embedding) keeps its Transpose, and so do those of the names `keep`.
     """
-    for value in list(model.graph.initializers.values()):
+    for value in [v for name, v in model.graph.initializers.items() if name not in keep]:
         readers = [use.node for use in value.uses()]
         if not readers or any(n.op_type != "Transpose" or n.domain for n in readers):
             continue

@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from kimi_deploy.errors import ExportError
+from kimi_deploy.errors import ExportError, UsageError
 from kimi_deploy.onnx.journal import Journal
-from kimi_deploy.onnx.weights import Piece, Region, WeightPlan
+from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan
 
 WEIGHTS_NAME = "weights.bin"
 IN_FLIGHT_BYTES = 512 << 20
@@ -53,7 +53,7 @@ class Layout:
     def fingerprint(self, plan: WeightPlan) -> str:
         """sha256 of everything that says which bytes of the checkpoint go where: what a journal belongs to."""
         pieces = [([(s.tensor.name, s.offset, s.nbytes) for s in p.spans], p.regions) for p in plan.pieces]
-        parts = (sorted(self.places.items()), sorted(self.sizes.items()), plan.initializers, pieces)
+        parts = (sorted(self.places.items()), sorted(self.sizes.items()), plan.initializers, pieces, plan.in_place)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -62,12 +62,13 @@ def lay_out(plan: WeightPlan, max_shard_bytes: int | None = None) -> Layout:
 
     An initializer larger than that has a file of its own. Depends on the plan alone.
     """
-    shards: list[list[tuple[str, int]]] = [[]]
-    sizes = [0]
+    shards: list[list[tuple[str, int]]] = []
+    sizes: list[int] = []
     for initializer in plan.initializers:
         alignment = _LARGE_ALIGNMENT if initializer.nbytes >= _LARGE_BYTES else _ALIGNMENT
-        offset = -(-sizes[-1] // alignment) * alignment
-        if max_shard_bytes is not None and shards[-1] and offset + initializer.nbytes > max_shard_bytes:
+        offset = -(-sizes[-1] // alignment) * alignment if sizes else 0
+        full = max_shard_bytes is not None and offset + initializer.nbytes > max_shard_bytes
+        if full or not shards:
             shards.append([])
             sizes.append(0)
             offset = 0
@@ -81,10 +82,8 @@ def lay_out(plan: WeightPlan, max_shard_bytes: int | None = None) -> Layout:
 
 def attach(model: ir.Model, plan: WeightPlan, layout: Layout, folder: Path) -> None:
     """Make the graph's initializers point into the weight files, which need not be there yet."""
-    for initializer in plan.initializers:
-        place = layout.places[initializer.name]
-        value = model.graph.initializers[initializer.name]
-        value.const_value = ir.ExternalTensor(
+    for initializer, place in _places(plan, layout):
+        model.graph.initializers[initializer.name].const_value = ir.ExternalTensor(
             place.file,
             place.offset,
             initializer.nbytes,
@@ -95,9 +94,36 @@ def attach(model: ir.Model, plan: WeightPlan, layout: Layout, folder: Path) -> N
         )
 
 
-def reserve(layout: Layout, folder: Path) -> None:
-    """Create every weight file that is not there yet at its full size; on most file systems that takes no space."""
-    for name, size in layout.sizes.items():
+def _places(plan: WeightPlan, layout: Layout) -> Iterator[tuple[Initializer, Place]]:
+    for initializer in plan.initializers:
+        yield initializer, layout.places[initializer.name]
+    for initializer, span in plan.in_place.values():
+        yield initializer, Place(span.tensor.file, span.offset)
+
+
+def link_checkpoint_files(names: Collection[str], checkpoint: Path, folder: Path) -> None:
+    """Give `folder` the files `names` of `checkpoint` as hard links, which take no space.
+
+    A runtime opens weights only below the graph's own folder, and looks through symbolic links. Raises UsageError when
+    the two folders are not on one file system.
+    """
+    for name in sorted(names):
+        target = folder / name
+        target.unlink(missing_ok=True)
+        try:
+            os.link(os.path.realpath(checkpoint / name), target)
+        except OSError as error:
+            raise UsageError(
+                "the export cannot refer to the checkpoint's files",
+                seen=f"no hard link to {checkpoint / name}: {error.strerror}",
+                expected="a checkpoint and an output on one file system that has hard links",
+                fix="give -o on the checkpoint's file system, or leave out --weights reference",
+            ) from error
+
+
+def reserve(sizes: Mapping[str, int], folder: Path) -> None:
+    """Create every file that is not there yet at its full size; on most file systems that takes no space."""
+    for name, size in sizes.items():
         with (folder / name).open("ab") as file:
             file.truncate(size)
 
@@ -126,7 +152,9 @@ def write_weights(
                 finished = journal.finished.get(index)
                 if finished is not None and finished == tuple(_digest(*place(r), r.nbytes) for r in piece.regions):
                     return finished
-                return _write(piece, place)
+                digest = _write(piece, place)
+                journal.record(index, digest)
+                return digest
 
         # a thread per core, as the work is copying and hashing
         pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="weights")
@@ -135,8 +163,6 @@ def write_weights(
         for future in as_completed(futures):
             index = futures.pop(future)
             digests[index] = future.result()
-            if journal.finished.get(index) != digests[index]:
-                journal.record(index, digests[index])
             progress(pieces[index].nbytes)
     return digests
 
@@ -196,10 +222,10 @@ def layout_of(model: ir.Model, plan: WeightPlan, folder: Path) -> Layout:
     """Where a graph that was read back says its initializers lie.
 
     Raises ExportError for a planned initializer that is not in the graph, that nothing reads, of another type, or
-    that does not lie in a file of `folder`.
+    that does not lie in a file of `folder`, or not in its place in the checkpoint's.
     """
     places: dict[str, Place] = {}
-    for wanted in plan.initializers:
+    for wanted in (*plan.initializers, *(initializer for initializer, _ in plan.in_place.values())):
         value = model.graph.initializers.get(wanted.name)
         if value is None or value.const_value is None or not value.uses():
             raise ExportError("a parameter is not in the graph, or nothing reads it", seen=wanted.name)
@@ -213,7 +239,17 @@ def layout_of(model: ir.Model, plan: WeightPlan, folder: Path) -> Layout:
                 seen=f"{tensor.dtype.name} {list(tensor.shape)}, {tensor.length} bytes",
                 expected=f"{wanted.dtype.name} {list(wanted.shape)}, {wanted.nbytes} bytes",
             )
-        places[wanted.name] = Place(str(tensor.location), tensor.offset or 0)
+        place = Place(str(tensor.location), tensor.offset or 0)
+        if wanted.name not in plan.in_place:
+            places[wanted.name] = place
+            continue
+        span = plan.in_place[wanted.name][1]
+        if place != Place(span.tensor.file, span.offset):
+            raise ExportError(
+                f"{wanted.name} does not lie where the checkpoint has it",
+                seen=str(place),
+                expected=str(Place(span.tensor.file, span.offset)),
+            )
     files = sorted({place.file for place in places.values()})
     return Layout(places, {name: (folder / name).stat().st_size for name in files})
 

@@ -15,7 +15,7 @@ The writer (`kimi_deploy.onnx.weight_files`) knows nothing else: not what a piec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from kimi_deploy.checkpoint import Checkpoint
+from kimi_deploy.checkpoint.cast import FLOAT_DTYPES
 from kimi_deploy.checkpoint.parameter_part import ParameterPart, Span
 from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import ExportError
@@ -86,6 +87,8 @@ class WeightPlan:
     def __init__(self) -> None:
         self._initializers: dict[str, Initializer] = {}
         self._pieces: dict[str, list[Piece]] = {}
+        self.in_place: dict[str, tuple[Initializer, Span]] = {}
+        """Initializers that are read from the checkpoint's own files, and where they lie there, by name."""
 
     def add(self, initializers: Sequence[Initializer], pieces: Sequence[Piece]) -> None:
         """Add `initializers`, filled by `pieces` and by no other. Raises ExportError unless every byte is, once."""
@@ -104,12 +107,13 @@ class WeightPlan:
 
         Raises ExportError as `add`.
         """
-        del self._initializers[name], self._pieces[name]
+        if self.in_place.pop(name, None) is None:
+            del self._initializers[name], self._pieces[name]
         self.add(initializers, pieces)
 
     @property
     def initializers(self) -> tuple[Initializer, ...]:
-        """In the order in which the checkpoint's files hold their first bytes: how weight files lay them out."""
+        """Those of the weight files, in the order in which the checkpoint's files hold their first bytes."""
         first: dict[str, tuple[str, int]] = {}
         for piece in self.pieces:
             for region in piece.regions:
@@ -124,6 +128,7 @@ class WeightPlan:
 
     @property
     def nbytes(self) -> int:
+        """Bytes that go to the weight files."""
         return sum(i.nbytes for i in self._initializers.values())
 
 
@@ -152,8 +157,36 @@ def row_parts(checkpoint: Checkpoint, weight: Weight, dtype: Dtype) -> list[Para
     return [checkpoint.part(weight.name, start, min(start + rows, total)) for start in range(0, total, rows)]
 
 
-def plan_weights(model: ir.Model, checkpoint: Checkpoint, dtype: Dtype) -> WeightPlan:
-    """The plan that stores every parameter in its own shape, cast to its dtype class and, for MatMul, transposed."""
+def in_place_span(checkpoint: Checkpoint, weight: Weight, dtype: Dtype) -> Span | None:
+    """Where a file of the checkpoint holds the parameter just as a graph of `dtype` stores it, untransposed; or None.
+
+    That takes the same dtype and, for one made of several tensors, that they lie back to back in its order.
+    """
+    part = checkpoint.part(weight.name)
+    stored = part.stored_dtype(dtype)
+    first, end = part.spans[0], part.spans[0].offset
+    for span in part.spans:
+        if (span.tensor.file, span.offset) != (first.tensor.file, end) or FLOAT_DTYPES[span.tensor.dtype] != stored:
+            return None
+        end += span.nbytes
+    if part.form.layout not in ("concat", "stack") or first.offset % stored.itemsize:
+        return None
+    return Span(first.tensor, first.offset, end - first.offset)
+
+
+def in_place_spans(checkpoint: Checkpoint, dtype: Dtype) -> dict[str, Span]:
+    """`in_place_span` of every parameter that has one, by name."""
+    spans = {r.weight.name: in_place_span(checkpoint, r.weight, dtype) for r in checkpoint.resolve()}
+    return {name: span for name, span in spans.items() if span is not None}
+
+
+def plan_weights(
+    model: ir.Model, checkpoint: Checkpoint, dtype: Dtype, in_place: Mapping[str, Span] | None = None
+) -> WeightPlan:
+    """The plan that stores every parameter in its own shape, cast to its dtype class and, for MatMul, transposed.
+
+    Parameters `in_place` stay in their spans of the checkpoint's files.
+    """
     plan = WeightPlan()
     for resolved in checkpoint.resolve():
         weight = resolved.weight
@@ -162,6 +195,9 @@ def plan_weights(model: ir.Model, checkpoint: Checkpoint, dtype: Dtype) -> Weigh
         transposed = TRANSPOSED in value.metadata_props
         shape = weight.shape[::-1] if transposed else weight.shape
         initializer = Initializer(weight.name, value.dtype, shape)
+        if in_place and weight.name in in_place:
+            plan.in_place[weight.name] = (initializer, in_place[weight.name])
+            continue
         parts = row_parts(checkpoint, weight, dtype)
         if transposed:
             pieces = [_transposed_piece(initializer, parts, dtype)]

@@ -1,0 +1,407 @@
+"""Export in pieces: each byte read once, in disk order, memory bounded; cut short anywhere, the same bytes at last."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import save_file
+
+from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast
+from kimi_deploy.checkpoint.parameter_part import Span
+from kimi_deploy.contract import Dtype, GraphContract
+from kimi_deploy.errors import CheckpointError, ExportError, UsageError
+from kimi_deploy.manifest import Manifest
+from kimi_deploy.onnx import export as export_module
+from kimi_deploy.onnx import weight_files, weights
+from kimi_deploy.onnx.export import export_model
+from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan, plan_weights
+from kimi_deploy.output_folder import partial_folder
+from kimi_deploy.runtime.ort_runner import OrtRunner
+from tests.configs import config
+from tests.graph.conftest import no_progress
+from tests.models import write_model
+
+Export = Callable[..., Manifest]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("streamed") / "model", config("KKM"))
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[Any, Any]:
+    """Traced graphs, so that a test of what follows need not trace again."""
+    return {}
+
+
+@pytest.fixture
+def run(model: Path, graphs: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Export:
+    """export_model of `model` with the graph traced once."""
+    build = export_module._build_graph
+
+    def remembered(
+        checkpoint: Checkpoint, contract: GraphContract, flavour: Any, in_place: Any
+    ) -> tuple[ir.Model, dict[str, str]]:
+        key = (contract.dtype, bool(in_place))
+        if key not in graphs:
+            graphs[key] = build(checkpoint, contract, flavour, in_place)
+        made, abi = graphs[key]
+        return made.clone(), abi
+
+    monkeypatch.setattr(export_module, "_build_graph", remembered)
+
+    def export(output: Path, folder: Path = model, dtype: Dtype = "float32", **settings: Any) -> Manifest:
+        return export_model(
+            folder, output, dtype=dtype, flavour="ort", overwrite=False, progress=no_progress, **settings
+        )
+
+    return export
+
+
+@pytest.fixture
+def whole(run: Export, tmp_path: Path) -> Path:
+    """An export that nothing interrupted."""
+    run(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def killed(work: Callable[[], object], at: str, count: int) -> None:
+    """Run `work` in a child process that SIGKILLs itself at the call number `count` of `os.<at>`, half done."""
+
+    def child() -> None:
+        real, calls = getattr(os, at), 0
+
+        def deadly(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                if at == "pwrite":
+                    file, data, offset = arguments
+                    real(file, data[: len(data) // 2], offset)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(os, at, deadly)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("at", "count"), [("pwrite", 1), ("pwrite", 20), ("pwrite", 45), ("preadv", 30), ("replace", 2)]
+)
+def test_a_killed_export_is_gone_on_with_and_gives_the_same_bytes(
+    at: str, count: int, run: Export, whole: Path, tmp_path: Path
+) -> None:
+    """os.replace number 2 is the very last step: manifest.json has its name, the folder not yet."""
+    output = tmp_path / "whole again"
+    killed(lambda: run(output), at, count)
+    assert not output.exists()
+    assert partial_folder(output).is_dir()
+    run(output)
+    assert content(output) == content(whole)
+    assert not partial_folder(output).exists()
+
+
+def test_only_what_is_missing_is_written_again(
+    run: Export, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    killed(lambda: run(output), "pwrite", 41)
+    finished = len((partial_folder(output) / "journal").read_text().splitlines()) - 1
+    written = []
+    real = weight_files._write
+
+    def counted(piece: Piece, place: Any) -> tuple[str, ...]:
+        written.append(piece)
+        return real(piece, place)
+
+    monkeypatch.setattr(weight_files, "_write", counted)
+    run(output)
+    # each thread may have written a piece that the journal does not have yet
+    assert finished >= 30
+    assert len(written) == len(_plan(output, model, "float32").pieces) - finished
+
+
+def test_a_finished_piece_that_the_disk_lost_is_written_again(run: Export, whole: Path, tmp_path: Path) -> None:
+    """A machine that stops may lose bytes that the journal counts."""
+    output = tmp_path / "out"
+    killed(lambda: run(output), "pwrite", 30)
+    weights = partial_folder(output) / "content" / "weights.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    run(output)
+    assert content(output)["weights.bin"] == content(whole)["weights.bin"]
+
+
+@pytest.mark.parametrize("cut", [b"", b"\n", b'[3, "'])
+def test_a_journal_that_is_cut_short_is_read_as_far_as_it_goes(
+    cut: bytes, run: Export, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    killed(lambda: run(output), "pwrite", 20)
+    journal = partial_folder(output) / "journal"
+    journal.write_bytes(journal.read_bytes()[:-20] + cut)
+    run(output)
+    assert content(output) == content(whole)
+
+
+@pytest.mark.parametrize("settings", [{"max_shard_bytes": 50_000}, {"reference": True}])
+def test_an_export_with_other_settings_begins_anew(settings: dict[str, Any], run: Export, tmp_path: Path) -> None:
+    killed(lambda: run(tmp_path / "out"), "pwrite", 20)
+    run(tmp_path / "out", **settings)
+    run(tmp_path / "fresh", **settings)
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_an_export_of_another_checkpoint_begins_anew(run: Export, model: Path, tmp_path: Path) -> None:
+    killed(lambda: run(tmp_path / "out"), "pwrite", 20)
+    other = write_model(tmp_path / "other", config("KKM"), seed=9)
+    run(tmp_path / "out", other)
+    run(tmp_path / "fresh", other)
+    assert content(tmp_path / "out")["weights.bin"] == content(tmp_path / "fresh")["weights.bin"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupt_and_a_full_disk_keep_what_is_written(
+    error: BaseException, run: Export, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(weight_files, "check_weights", _raising(error))
+        patch.setattr(export_module, "check_weights", _raising(error))
+        with pytest.raises(type(error) if isinstance(error, OSError) else KeyboardInterrupt):
+            run(tmp_path / "out")
+    assert partial_folder(tmp_path / "out").is_dir()
+    run(tmp_path / "out")
+    assert content(tmp_path / "out") == content(whole)
+
+
+def _raising(error: Any) -> Callable[..., None]:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_checkpoint_that_is_refused_half_way_leaves_nothing(run: Export, model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    shard = next(broken.glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointError, match="NaN"):
+        run(tmp_path / "out", broken)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]
+
+
+def test_two_exports_to_one_folder_do_not_mix(run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(*arguments: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.undo()
+            run(tmp_path / "out")
+
+    monkeypatch.setattr(export_module, "check_weights", second)
+    with pytest.raises(UsageError, match="another process"):
+        run(tmp_path / "out")
+
+
+def _plan(folder: Path, model: Path, dtype: Dtype) -> WeightPlan:
+    return plan_weights(ir.load(folder / "model.onnx"), Checkpoint.open(model), dtype)
+
+
+def test_every_stored_byte_is_read_once_and_in_disk_order(whole: Path, model: Path) -> None:
+    plan = _plan(whole, model, "float32")
+    starts = [piece.disk_order for piece in plan.pieces]
+    assert starts == sorted(starts)
+    spans = sorted((s.tensor.file, s.offset, s.offset + s.nbytes) for p in plan.pieces for s in p.spans)
+    for (file, _, end), (next_file, start, _) in pairwise(spans):
+        assert next_file != file or start == end
+    assert sum(end - start for _, start, end in spans) == sum(t.nbytes for t in Checkpoint.open(model).tensors.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_piece_holds_no_more_memory_than_it_says(
+    dtype: Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks and parts cut small, so that a whole tensor in memory would be seen."""
+    monkeypatch.setattr(weights, "PART_BYTES", 1 << 16)
+    monkeypatch.setattr(cast, "BLOCK_ELEMENTS", 1 << 12)
+    folder = write_model(tmp_path / "wide", config("KM", vocab_size=4096, hidden_size=128, moe_intermediate_size=64))
+    graph = export_module._build_graph(
+        Checkpoint.open(folder), GraphContract.of(Checkpoint.open(folder).config, dtype), "ort", ()
+    )[0]
+    for piece in plan_weights(graph, Checkpoint.open(folder), dtype).pieces:
+        piece.produce()
+        tracemalloc.start()
+        piece.produce()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= piece.working_bytes, piece.regions
+
+
+def test_pieces_in_flight_share_one_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait while too much is in memory; one piece larger than the budget runs alone."""
+    monkeypatch.setattr(weight_files, "IN_FLIGHT_BYTES", 100)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    held: set[int] = set()
+    most = 0
+
+    def piece(index: int, working: int) -> Piece:
+        def produce() -> list[np.ndarray]:
+            nonlocal most
+            held.add(index)
+            most = max(most, sum(sizes[i] for i in held))
+            total = np.full(64, index, np.uint8)
+            held.discard(index)
+            return [total]
+
+        return Piece((span_at(index),), (Region(f"w{index}", 0, 64),), produce, working)
+
+    sizes = [30, 60, 90, 100, 10, 40, 100, 20] * 8
+    plan = WeightPlan()
+    for index, working in enumerate(sizes):
+        plan.add([Initializer(f"w{index}", ir.DataType.UINT8, (64,))], [piece(index, working)])
+    layout = weight_files.lay_out(plan)
+    weight_files.reserve(layout.sizes, tmp_path)
+    with weight_files.Journal(tmp_path / "journal", "x") as journal:
+        digests = weight_files.write_weights(plan, layout, tmp_path, journal, lambda n: None)
+    assert most <= 100
+    assert len(digests) == len(sizes)
+    weight_files.check_weights(plan, layout, tmp_path, digests, lambda n: None)
+
+
+def span_at(index: int) -> Span:
+    return Span(TensorInfo(f"t{index}", "F32", (1,), "file", index, 4), index, 4)
+
+
+@pytest.mark.parametrize(
+    ("regions", "nbytes"),
+    [([(0, 4), (4, 8)], 16), ([(0, 8), (4, 12)], 16), ([(0, 8), (8, 12)], 16), ([], 4), ([(4, 4)], 8)],
+)
+def test_a_plan_with_a_gap_or_an_overlap_is_refused(regions: list[tuple[int, int]], nbytes: int) -> None:
+    span = span_at(0)
+    pieces = [Piece((span,), (Region("w", *r),), lambda: [], 0) for r in regions]
+    with pytest.raises(ExportError, match="gap or overlap"):
+        WeightPlan().add([Initializer("w", ir.DataType.UINT8, (nbytes,))], pieces)
+
+
+def test_shards_hold_the_same_weights_and_run(run: Export, whole: Path, tmp_path: Path) -> None:
+    manifest = run(tmp_path / "shards", max_shard_bytes=40_000)
+    names = sorted(n for n in manifest.files if n.startswith("weights"))
+    count = len(names)
+    assert count > 3
+    assert names == [f"weights-{n:05d}-of-{count:05d}.bin" for n in range(1, count + 1)]
+    assert all(manifest.files[n]["bytes"] <= 40_000 for n in names)
+    assert_same_results(tmp_path / "shards", whole)
+
+
+def test_a_weight_larger_than_a_shard_has_a_file_of_its_own(run: Export, whole: Path, tmp_path: Path) -> None:
+    run(tmp_path / "shards", max_shard_bytes=1)
+    graph = ir.load(tmp_path / "shards" / "model.onnx")
+    external = [
+        v.const_value for v in graph.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
+    ]
+    assert len({t.location for t in external}) == len(external)
+    assert_same_results(tmp_path / "shards", whole)
+
+
+def assert_same_results(export: Path, other: Path) -> None:
+    ids = np.arange(20)[None] % 96
+    results = []
+    for folder in (export, other):
+        runner = OrtRunner(folder, threads=1)
+        state = runner.new_state(capacity=20)
+        results.append((runner.forward(ids, state, logits_indices="all"), state.tensors()))
+    (logits, states), (other_logits, other_states) = results
+    assert np.array_equal(logits, other_logits)
+    assert all(np.array_equal(states[name], other_states[name]) for name in states)
+
+
+def test_weights_that_the_checkpoint_has_as_needed_stay_in_its_files(
+    run: Export, whole: Path, model: Path, tmp_path: Path
+) -> None:
+    run(tmp_path / "linked", reference=True)
+    shard = model / "model.safetensors"
+    assert os.path.samefile(tmp_path / "linked" / shard.name, shard)
+    graph = ir.load(tmp_path / "linked" / "model.onnx").graph
+    checkpoint = Checkpoint.open(model)
+    stays = set()
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location == shard.name:
+            # onnx_ir itself does not read a file of two names
+            seen = np.memmap(shard, np.float32, "r", tensor.offset or 0, tuple(tensor.shape))
+            assert np.array_equal(seen, checkpoint.load(name, "float32"))
+            stays.add(name)
+    every = {r.weight.name for r in checkpoint.resolve()}
+    # its rows are interleaved, which no checkpoint of the released form has; everything else lies there in order
+    assert every - stays == {f"model.layers.{layer}.mlp.experts.gate_up_proj" for layer in (1, 2)}
+    packed = (tmp_path / "linked" / "weights.bin").stat().st_size
+    assert packed == sum(checkpoint.load(name, "float32").nbytes for name in every - stays)
+    assert_same_results(tmp_path / "linked", whole)
+
+
+def test_nothing_stays_in_a_checkpoint_of_another_dtype(run: Export, model: Path, tmp_path: Path) -> None:
+    """Only what is float32 in every model does."""
+    run(tmp_path / "linked", dtype="bfloat16", reference=True)
+    graph = ir.load(tmp_path / "linked" / "model.onnx").graph
+    for name, value in graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            in_place = value.const_value.location == "model.safetensors"
+            assert in_place == name.endswith(("A_log", "dt_bias", "e_score_correction_bias"))
+
+
+def test_parts_that_do_not_lie_back_to_back_are_packed(run: Export, model: Path, tmp_path: Path) -> None:
+    """The safetensors library writes in the order of names: k, o, q, v."""
+    other = shutil.copytree(model, tmp_path / "other")
+    tensors = {name: Checkpoint.open(model).tensor(name) for name in Checkpoint.open(model).tensors}
+    save_file(tensors, other / "model.safetensors")
+    run(tmp_path / "linked", other, reference=True)
+    graph = ir.load(tmp_path / "linked" / "model.onnx").graph
+    places = {n: v.const_value.location for n, v in graph.initializers.items() if hasattr(v.const_value, "location")}
+    assert places["model.layers.0.self_attn.qkv_proj.weight"] == "weights.bin"
+    assert places["model.layers.0.self_attn.o_proj.weight"] == "model.safetensors"
+
+
+def test_a_checkpoint_on_another_file_system_cannot_be_referred_to(
+    run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", _raising(OSError(18, "Invalid cross-device link")))
+    with pytest.raises(UsageError, match="file system"):
+        run(tmp_path / "linked", reference=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_refused_before_torch_is_loaded(whole: Path, model: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from kimi_deploy.errors import UsageError
+from kimi_deploy.onnx.export import export_model
+try:
+    settings = dict(dtype="float32", flavour="ort", overwrite=False, progress=None)
+    export_model(Path({str(model)!r}), Path({str(whole)!r}), **settings)
+except UsageError:
+    assert "torch" not in sys.modules
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "refused\n", done.stderr
