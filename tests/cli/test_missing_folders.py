@@ -1,0 +1,41 @@
+"""A folder that is not there is wrong usage, in every command that takes one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kimi_deploy.cli.main import COMMANDS
+
+DEMO = Path(__file__).parents[2] / "models" / "demo"
+
+# arguments in which MISSING is a folder that does not exist
+CALLS = {
+    "export": [["MISSING", "-o", "OUT"]],
+    "build-engine": [["MISSING", "-o", "OUT"]],
+    "generate": [["MISSING", "--prompt", "x"]],
+    "validate": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
+    "inspect": [["MISSING"]],
+    "bench": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
+}
+TAKE_NO_FOLDER = {"synth", "doctor"}
+
+
+def test_every_command_is_covered() -> None:
+    assert set(CALLS) | TAKE_NO_FOLDER == set(COMMANDS)
+
+
+@pytest.mark.parametrize("call", [(command, arguments) for command, calls in CALLS.items() for arguments in calls])
+def test_a_missing_folder_exits_2_and_is_named(call: tuple[str, list[str]], tmp_path: Path) -> None:
+    command, arguments = call
+    missing, output = tmp_path / "missing", tmp_path / "out"
+    words = [{"MISSING": str(missing), "OUT": str(output)}.get(a, a) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "kimi_deploy", command, *words, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["error"] == "UsageError"
+    assert str(missing) in done.stderr
+    assert list(tmp_path.iterdir()) == []
