@@ -32,6 +32,12 @@ def test_every_rule_at_every_length(device, rule, steps, dtype):
     assert_correct(device, *case)
 
 
+@pytest.mark.parametrize("rule", UPDATE_RULES)
+def test_thousands_of_steps(device, rule):
+    case = linear_attention_case(rule=rule, steps=4096, q_heads=1, kv_heads=1, key_dim=128, strength=1e-3)
+    assert_correct(device, *case)
+
+
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("decay", ["head", "key"])
 @pytest.mark.parametrize("shared_beta", [False, True])
