@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kimi_deploy.contract import GraphContract
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend, TensorRT, choose, load
 from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, register_plugins
@@ -33,6 +35,11 @@ def detail(manifest: Manifest, key: str, kind: type) -> Any:
             f"the engine's manifest has no usable {key!r}", seen=repr(value)[:200], fix="build the engine again"
         )
     return value
+
+
+def contract_of(manifest: Manifest) -> GraphContract:
+    """The graph's interface, as the engine keeps it."""
+    return GraphContract.from_json(json.dumps(detail(manifest, "contract", dict)))
 
 
 def check_engine(folder: Path) -> tuple[Manifest, Backend]:
@@ -96,10 +103,15 @@ def check_gpu(manifest: Manifest, backend: Backend) -> None:
 def open_engine(folder: Path) -> Engine:
     """Open the engine in `folder` for the current GPU.
 
-    Raises as `check_engine` and `check_gpu` do, and EngineError with TensorRT's messages when it refuses the plan.
+    Raises as `check_engine`, `check_gpu` and `read_engine` do.
     """
     manifest, backend = check_engine(folder)
     check_gpu(manifest, backend)
+    return read_engine(folder, manifest, backend)
+
+
+def read_engine(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
+    """Give the plan of a checked engine to TensorRT. Raises EngineError with its messages when it refuses the plan."""
     register_plugins(backend)
     trt = backend.module
     backend.logger.errors.clear()

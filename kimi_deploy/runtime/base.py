@@ -48,6 +48,12 @@ class Runner(ABC):
     def _run(self, call: Call, state: State) -> np.ndarray:
         """Run the graph, leave the new tensors in `state.storage`, return logits float32 [batch, num_logits, vocab]."""
 
+    def _run_greedy(self, call: Call, state: State) -> tuple[np.ndarray, np.ndarray]:
+        """As `_run`, but each row's likeliest token int64 [batch] by its first wanted logits, and its logit float32."""
+        logits = self._run(call, state)[:, 0]
+        best = logits.argmax(-1)
+        return best, np.take_along_axis(logits, best[:, None], -1)[:, 0]
+
     def new_state(self, batch: int = 1, capacity: int = DEFAULT_CAPACITY) -> State:
         """An empty state for `batch` sequences of at most `capacity` tokens each.
 
@@ -109,6 +115,19 @@ class Runner(ABC):
         logits = self._run(call, state)
         state.lengths += call.sequence_lengths
         return logits
+
+    def forward_greedy(
+        self, input_ids: np.ndarray, state: State, sequence_lengths: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `forward`, but returns only the likeliest next token of each row int64 [batch], and its logit float32.
+
+        Equal logits go to the smaller id; a NaN counts as the largest, so that a finite logit means that all are
+        finite or -inf. A runner on a device chooses there. Raises as `forward` does.
+        """
+        call = check_call(self, input_ids, state, sequence_lengths, None)
+        chosen = self._run_greedy(call, state)
+        state.lengths += call.sequence_lengths
+        return chosen
 
 
 def check_call(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from kimi_deploy.errors import StateError, UsageError
 from kimi_deploy.runtime.base import Runner
-from kimi_deploy.runtime.sampling import Sampling, choose
+from kimi_deploy.runtime.sampling import Sampling, check_best, choose
 from kimi_deploy.runtime.state import State
 
 DEFAULT_CHUNK = 512
@@ -174,13 +175,18 @@ def stream(
     decode_seconds = first_token = 0.0
     for index in range(max_new_tokens):
         began = time.perf_counter()
-        if index:
-            logits = runner.forward(pending[:, None], state, active)[:, 0]
-            if after_step is not None:
-                after_step()
         chosen = [int(row) for row in np.flatnonzero(active)]
-        for row in chosen:
-            pending[row] = _choose(logits[row], sampling, row, state)
+        if index and sampling.greedy:
+            best, values = runner.forward_greedy(pending[:, None], state, active)
+            choices = [partial(_checked, int(best[row]), float(values[row])) for row in chosen]
+        else:
+            if index:
+                logits = runner.forward(pending[:, None], state, active)[:, 0]
+            choices = [partial(choose, logits[row], sampling) for row in chosen]
+        if index and after_step is not None:
+            after_step()
+        for row, choice in zip(chosen, choices, strict=True):
+            pending[row] = _explained(choice, row, state)
         seconds = time.perf_counter() - began
         if index:
             decode_seconds += seconds
@@ -223,9 +229,15 @@ def _pad(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[np.ndar
     return ids, lengths
 
 
-def _choose(logits: np.ndarray, sampling: Sampling, row: int, state: State) -> int:
+def _checked(best: int, logit: float, row: int, length: int) -> int:
+    check_best(best, logit, row, length)
+    return best
+
+
+def _explained(choice: Callable[[int, int], int], row: int, state: State) -> int:
+    """`choice(row, length)`; when the logits are not finite, the error also says which state is not."""
     try:
-        return choose(logits, sampling, row, int(state.lengths[row]))
+        return choice(row, int(state.lengths[row]))
     except StateError as error:
         try:
             state.check_finite()

@@ -25,6 +25,11 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it always takes the likeliest token."""
+        return self.temperature == 0 or self.top_k == 1
+
     def __post_init__(self) -> None:
         for name, value, ok, expected in (
             ("temperature", self.temperature, 0 <= self.temperature < math.inf, "a number of 0 (greedy) or more"),
@@ -43,20 +48,25 @@ def choose(logits: np.ndarray, sampling: Sampling, row: int, length: int) -> int
     """
     # argmax stops at a NaN, so the best value tells whether there is one
     best = int(np.argmax(logits))
-    if not np.isfinite(logits[best]):
-        raise StateError(
-            "the logits are not finite",
-            seen=f"{logits[best]} at token id {best}, batch row {row}, after {length} tokens",
-            expected="finite logits",
-            fix="State.check_finite names the layer; run the model in float32 or check the checkpoint's weights",
-        )
-    if sampling.temperature == 0 or sampling.top_k == 1:
+    check_best(best, float(logits[best]), row, length)
+    if sampling.greedy:
         return best
     ids, probabilities = _candidates(logits, sampling)
     draw = np.random.Generator(np.random.Philox(key=sampling.seed, counter=[0, 0, row, length])).random()
     cumulative = np.cumsum(probabilities)
     index = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
     return int(ids[min(index, len(ids) - 1)])
+
+
+def check_best(best: int, logit: float, row: int, length: int) -> None:
+    """Raise StateError when the best logit of a row, token id `best`, is not finite."""
+    if not math.isfinite(logit):
+        raise StateError(
+            "the logits are not finite",
+            seen=f"{logit} at token id {best}, batch row {row}, after {length} tokens",
+            expected="finite logits",
+            fix="State.check_finite names the layer; run the model in float32 or check the checkpoint's weights",
+        )
 
 
 def _candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,98 @@
+"""An engine folder behind the runner's interface, through TensorRT's Python API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kimi_deploy.contract import GraphContract
+from kimi_deploy.engine.load import Engine, contract_of
+from kimi_deploy.errors import BackendError, EngineError
+from kimi_deploy.runtime.trt_device import Device, DeviceBuffer
+from kimi_deploy.runtime.trt_session import ProfileLimits, limits_of
+
+
+class TensorRtSession:
+    """An opened engine on `device`."""
+
+    def __init__(self, opened: Engine, device: Device) -> None:
+        """Raises EngineError when the engine is not what its manifest says, and MemoryError."""
+        self._opened = opened
+        self._device = device
+        engine = opened.engine
+        self.contract: GraphContract = contract_of(opened.manifest)
+        self.fingerprint = str(opened.manifest.source["checkpoint"])
+        self._check_tensors()
+        names = sorted(opened.manifest.details["profiles"].items(), key=lambda item: item[1]["index"])
+        self.profiles = tuple(self._limits(name, details["index"]) for name, details in names)
+        self.aliased = self._aliased_states()
+        sizes = [engine.get_device_memory_size_for_profile_v2(p.index) for p in self.profiles]
+        # one for all contexts, at an address that never changes: graphs keep it
+        self._scratch = DeviceBuffer(device, max(sizes))
+
+    def _check_tensors(self) -> None:
+        engine, trt = self._opened.engine, self._opened.backend.module
+        seen = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        wanted = {t.name for t in (*self.contract.inputs, *self.contract.outputs)}
+        if seen != wanted:
+            raise EngineError(
+                "the engine's inputs and outputs are not those of its manifest",
+                seen=str(sorted(seen - wanted)),
+                expected=str(sorted(wanted - seen)),
+                fix="build the engine again",
+            )
+        host = [n for n in sorted(seen) if engine.get_tensor_location(n) != trt.TensorLocation.DEVICE]
+        if host:
+            raise EngineError("the engine wants tensors in host memory", seen=str(host), fix="build the engine again")
+
+    def _limits(self, name: str, index: int) -> ProfileLimits:
+        engine = self._opened.engine
+        shapes = {t.name: engine.get_tensor_profile_shape(t.name, index) for t in self.contract.inputs}
+        return limits_of(name, index, self.contract, {k: [tuple(s) for s in v] for k, v in shapes.items()})
+
+    def _aliased_states(self) -> frozenset[str]:
+        """What the engine says. A TensorRT without the question has no aliases."""
+        ask = getattr(self._opened.engine, "get_aliased_input_tensor", None)
+        found = set()
+        for state in self.contract.states if ask else ():
+            source = ask(state.present_name)  # type: ignore[misc]
+            if source and source != state.past_name:
+                raise EngineError(
+                    "the engine writes a state over a tensor of another", seen=f"{state.present_name} over {source}"
+                )
+            if source:
+                found.add(state.past_name)
+        return frozenset(found)
+
+    def new_context(self, profile: ProfileLimits) -> TensorRtContext:
+        trt = self._opened.backend.module
+        context = self._opened.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise self._failure("cannot make an execution context")
+        context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+        if not context.set_optimization_profile_async(profile.index, self._device.stream):
+            raise self._failure(f"does not take profile {profile.name}")
+        return TensorRtContext(self, context, self._device.stream)
+
+    def _failure(self, what: str) -> BackendError:
+        backend = self._opened.backend
+        seen = "; ".join(backend.logger.errors[-4:])[:2000] or "no message"
+        return BackendError(f"{backend.name} {backend.version} {what}", seen=seen, fix="check the GPU's free memory")
+
+
+class TensorRtContext:
+    """One IExecutionContext."""
+
+    def __init__(self, session: TensorRtSession, context: Any, stream: int) -> None:
+        self._session, self._context, self._stream = session, context, stream
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self._context.set_input_shape(name, shape):
+            raise self._session._failure(f"does not take shape {shape} for {name}")
+
+    def bind(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise self._session._failure(f"does not take an address for {name}")
+
+    def enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise self._session._failure("failed in a step")
