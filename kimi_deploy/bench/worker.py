@@ -58,6 +58,10 @@ def _runner_start(task: Task) -> tuple[Start, int]:
         from kimi_deploy.runtime.ort_runner import OrtRunner
 
         runner: Runner = OrtRunner(Path(task.folder), threads=task.threads)
+    elif task.backend == "trt":
+        from kimi_deploy.runtime.trt_runner import open_trt_runner
+
+        runner = open_trt_runner(Path(task.folder))
     else:
         import torch
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kimi_deploy.cli.common import folder_argument, json_option, print_json, print_table, progress, say
+from kimi_deploy.errors import UsageError
 
 CURVE_LENGTHS = (128, 1024, 2048, 4096, 8192)
 
@@ -37,9 +38,10 @@ def bench_command() -> None:
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(("ort", "torch", "transformers")),
-    help="Runtimes to measure, the first is what the others are compared with.  [ort, torch]",
+    type=click.Choice(("ort", "torch", "transformers", "trt")),
+    help="Runtimes to measure, the first is what the others are compared with; trt needs --engine.  [ort, torch]",
 )
+@click.option("--engine", type=click.Path(path_type=Path), metavar="DIR", help="The engine that trt runs, of EXPORT.")
 @click.option("--prompt-tokens", default=512, show_default=True, type=click.IntRange(1), help="Tokens of prefill.")
 @click.option(
     "--decode-steps", default=64, show_default=True, type=click.IntRange(1), help="Single-token steps after it."
@@ -61,6 +63,7 @@ def model_command(
     model: Path,
     export: Path,
     backends: tuple[str, ...],
+    engine: Path | None,
     prompt_tokens: int,
     decode_steps: int,
     repeats: int,
@@ -83,9 +86,9 @@ def model_command(
     chosen = backends or ("ort", "torch")
     if "ort" in chosen:
         Manifest.read(export).check_kind("onnx")
+    folders = {"ort": export, "trt": _engine(engine, "trt" in chosen)}
     tasks = [
-        Task(name, str(export if name == "ort" else model), prompt_tokens, decode_steps, repeats, threads)
-        for name in chosen
+        Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
     ]
     with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
         report = run_bench(tasks, rounds, advance)
@@ -93,6 +96,17 @@ def model_command(
         print_json(report)
     else:
         _print_report(report, chosen[0], prompt_tokens)
+
+
+def _engine(folder: Path | None, wanted: bool) -> Path | None:
+    """The folder of --engine, checked: a worker would find out only after the others have run."""
+    if wanted != (folder is not None):
+        raise UsageError("--backend trt and --engine go together", fix="give both, or neither")
+    if folder is not None:
+        from kimi_deploy.engine.load import check_engine, check_gpu
+
+        check_gpu(*check_engine(folder))
+    return folder
 
 
 def _curve(export: Path, steps: int, threads: int, as_json: bool) -> None:

@@ -28,8 +28,18 @@ if TYPE_CHECKING:
 @click.option("--top-p", default=1.0, show_default=True, help="Draw from the fewest tokens that reach p; 1 is all.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same tokens.")
 @click.option("--stop-id", "stop_ids", multiple=True, type=int, help="Another token id to stop at. Repeatable.")
-@click.option("--backend", type=click.Choice(("ort", "torch")), help="ort runs an export, torch a checkpoint.")
-@click.option("--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--backend",
+    type=click.Choice(("ort", "torch", "trt")),
+    help="ort runs an export, torch a checkpoint, trt an engine on a GPU; without it the folder decides.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(("cpu", "cuda")),
+    default="cpu",
+    show_default=True,
+    help="Where ort and torch run.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option(
     "--capacity", type=click.IntRange(1), help="Tokens of cache per sequence; without it, just what is needed."
@@ -38,7 +48,7 @@ if TYPE_CHECKING:
 @click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a saved state; a prompt may follow.")
 @json_option
 def generate_command(folder: Path, **options: Any) -> None:
-    """Generate text from FOLDER, an export or a checkpoint.
+    """Generate text from FOLDER, an export, a checkpoint or an engine.
 
     One prompt streams to standard output as it is written; a batch is printed at its end. Generation stops at the
     end tokens that the config and the tokenizer name, and at each --stop-id.

@@ -15,8 +15,8 @@ from kimi_deploy.errors import KimiDeployError
 COMMANDS = {
     "export": ("export", "Export a checkpoint to ONNX with its states as inputs and outputs."),
     "build-engine": ("build_engine", "Build a TensorRT engine from an export."),
-    "generate": ("generate", "Generate text from an export or a checkpoint."),
-    "validate": ("validate", "Compare an export with the PyTorch model, outputs and states."),
+    "generate": ("generate", "Generate text from an export, an engine or a checkpoint."),
+    "validate": ("validate", "Compare an export or engine with the PyTorch model, outputs and states."),
     "inspect": ("inspect", "Say what a checkpoint, export or engine folder holds."),
     "synth": ("synth", "Write a random checkpoint of a known shape."),
     "bench": ("bench", "Measure prefill and decode, each runtime in its own process."),

@@ -38,6 +38,9 @@ THOROUGH = {"greedy_tokens": 1000, "long_tokens": 4096}
 @click.option("--prompt-index", type=click.IntRange(0), help="Run on this prompt alone, counted from 0.")
 @click.option("--layer", type=click.IntRange(0), help="Compare the states of this layer alone.")
 @click.option(
+    "--backend", type=click.Choice(("ort", "trt")), help="ort for an export, trt for an engine; EXPORT decides without."
+)
+@click.option(
     "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Of ONNX Runtime."
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of ONNX Runtime.")
@@ -58,7 +61,7 @@ def validate_command(
 ) -> None:
     """Compare EXPORT with the PyTorch model of the checkpoint MODEL: logits, every state tensor, generated tokens.
 
-    However the tokens are split, batched or padded, and after a snapshot, EXPORT must give what PyTorch gives in one
+    EXPORT is an export or, on a machine with a GPU, an engine. However the tokens are split, batched or padded, and after a snapshot, EXPORT must give what PyTorch gives in one
     pass. Exits 1 when anything is outside kimi_deploy/validate/tolerances.toml. The report is written into EXPORT,
     where `inspect` finds it.
     """

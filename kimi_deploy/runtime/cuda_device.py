@@ -54,7 +54,7 @@ class CudaDevice:
     def _call(self, what: str, result: tuple[Any, ...]) -> Any:
         """The value of a driver call. Raises MemoryError when memory is short, BackendError for any other failure."""
         status, *values = result
-        if status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        if getattr(status, "name", "") == "CUDA_ERROR_OUT_OF_MEMORY":
             raise MemoryError(f"the GPU has not enough memory for {what}")
         if int(status):
             raise BackendError(f"CUDA failed in {what}", seen=getattr(status, "name", str(status)))
@@ -81,7 +81,8 @@ class CudaDevice:
         image = b" " * self._call("NVRTC", nvrtc.nvrtcGetCUBINSize(program))
         self._call("NVRTC", nvrtc.nvrtcGetCUBIN(program, image))
         nvrtc.nvrtcDestroyProgram(program)
-        self._module = self._call("loading argmax.cu", self._driver.cuModuleLoadData(image))
+        code = np.frombuffer(image, np.uint8)
+        self._module = self._call("loading argmax.cu", self._driver.cuModuleLoadData(code.ctypes.data))
         return self._call("loading argmax.cu", self._driver.cuModuleGetFunction(self._module, b"kimi_argmax"))
 
     def allocate(self, nbytes: int) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-_CODES = {"float32": 2, "float16": 2, "bfloat16": 4}
-_BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+# type code (0 integer, 2 float, 4 bfloat) and bits of each dtype of a contract
+_TYPES = {"float32": (2, 32), "float16": (2, 16), "bfloat16": (4, 16), "int64": (0, 64), "int32": (0, 32)}
 _NAME = b"dltensor"
 
 
@@ -80,7 +80,7 @@ class DeviceTensor:
         managed.tensor.data = self.address
         managed.tensor.device = _Device(*self._device)
         managed.tensor.ndim = len(self.shape)
-        managed.tensor.dtype = _DataType(_CODES[self.dtype], _BITS[self.dtype], 1)
+        managed.tensor.dtype = _DataType(*_TYPES[self.dtype], 1)
         managed.tensor.shape = dims
         managed.deleter = _give_back
         address = ctypes.addressof(managed)

@@ -9,37 +9,40 @@ from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 from kimi_deploy.runtime.base import Runner
 
-Backend = Literal["ort", "torch"]
-BACKENDS: tuple[Backend, ...] = ("ort", "torch")
+Backend = Literal["ort", "torch", "trt"]
+BACKENDS: tuple[Backend, ...] = ("ort", "torch", "trt")
 
 
 def find_backend(folder: Path, wanted: str | None = None) -> Backend:
-    """The backend that runs `folder`: "ort" an export, "torch" a checkpoint.
+    """The backend that runs `folder`: "ort" an export, "torch" a checkpoint, "trt" an engine.
 
     Raises UsageError when it is neither, or another than the `wanted` one, with the command that makes what
     that needs.
     """
     if not folder.is_dir():
-        raise UsageError("no such folder", seen=str(folder), expected="an export or a checkpoint")
+        raise UsageError("no such folder", seen=str(folder), expected="an export, a checkpoint or an engine")
     backend: Backend
     if (folder / MANIFEST_NAME).is_file():
-        Manifest.read(folder).check_kind("onnx")
-        backend, what = "ort", "an export"
+        kind = Manifest.read(folder).kind
+        backend, what = ("trt", "an engine") if kind == "engine" else ("ort", "an export")
     elif (folder / "config.json").is_file():
         backend, what = "torch", "a checkpoint"
     else:
         raise UsageError(
             "the folder holds no model",
             seen=str(folder),
-            expected="an export (with manifest.json) or a checkpoint (with config.json)",
+            expected="an export or an engine (with manifest.json), or a checkpoint (with config.json)",
             fix="make an export with `kimi-deploy export MODEL -o DIR`",
         )
     if wanted not in (None, backend):
         fixes = {
-            "ort": f"kimi-deploy export {folder} -o DIR, then give DIR",
+            "ort": f"kimi-deploy export {folder} -o DIR, then give DIR"
+            if backend == "torch"
+            else "give the export's folder, or leave --backend out",
             "torch": "give the checkpoint's folder, or leave --backend out",
+            "trt": f"kimi-deploy build-engine {folder if backend == 'ort' else 'EXPORT'} -o DIR, then give DIR",
         }
-        needs = {"ort": "an export", "torch": "a checkpoint"}
+        needs = {"ort": "an export", "torch": "a checkpoint", "trt": "an engine"}
         raise UsageError(
             f"backend {wanted} cannot run this folder",
             seen=f"{folder} is {what}",
@@ -52,11 +55,17 @@ def find_backend(folder: Path, wanted: str | None = None) -> Backend:
 def open_runner(
     folder: Path, backend: str | None = None, *, provider: str = "cpu", threads: int | None = None
 ) -> Runner:
-    """The runner for `folder` on `provider` ("cpu" or "cuda") with so many CPU threads, None for the default.
+    """The runner for `folder` on `provider` ("cpu" or "cuda") with so many CPU threads, None for the default; an
+    engine has its own device.
 
     Raises as `find_backend` and the runner's constructor do.
     """
-    if find_backend(folder, backend) == "ort":
+    found = find_backend(folder, backend)
+    if found == "trt":
+        from kimi_deploy.runtime.trt_runner import open_trt_runner
+
+        return open_trt_runner(folder)
+    if found == "ort":
         from kimi_deploy.runtime.ort_runner import OrtRunner
 
         return OrtRunner(folder, provider=provider, threads=threads)

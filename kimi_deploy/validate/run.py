@@ -11,7 +11,7 @@ from kimi_deploy import __version__
 from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.errors import UsageError, ValidationError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
-from kimi_deploy.runtime.ort_runner import OrtRunner
+from kimi_deploy.runtime.open import find_backend, open_runner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
 from kimi_deploy.validate.diagnosis import where_to_look
@@ -33,6 +33,7 @@ class Settings:
     greedy_tokens: int = 256
     text: Path | None = None
     prompts_file: Path | None = None
+    backend: str | None = None
     provider: str = "cpu"
     threads: int | None = None
     selection: Selection = field(default_factory=Selection)
@@ -41,7 +42,16 @@ class Settings:
         """The words of the command that runs the whole of this validation again."""
         words = ["kimi-deploy", "validate", str(model), str(export)]
         default = Settings()
-        for name in ("max_tokens", "long_tokens", "greedy_tokens", "text", "prompts_file", "provider", "threads"):
+        for name in (
+            "max_tokens",
+            "long_tokens",
+            "greedy_tokens",
+            "text",
+            "prompts_file",
+            "backend",
+            "provider",
+            "threads",
+        ):
             value = getattr(self, name)
             if value != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(value)]
@@ -49,14 +59,14 @@ class Settings:
 
 
 def validate_export(model: Path, export: Path, settings: Settings, progress: Progress) -> Report:
-    """The checks of `settings` on `export` against the float32 PyTorch model of the checkpoint `model`.
+    """The checks of `settings` on `export`, also an engine, against the float32 PyTorch model of the checkpoint `model`.
 
     Raises UsageError when a folder is not of its kind, or a text or a selection cannot be used, ManifestError when the
     export's files are not what its manifest says, and ValidationError when it was made from another checkpoint.
     """
     _check_folders(model, export)
     manifest = Manifest.read(export)
-    manifest.check_kind("onnx")
+    find_backend(export, settings.backend)
     manifest.check_op_abi()
     tokenizer = _tokenizer(model)
     own = _own_prompts(settings, tokenizer, model)
@@ -74,7 +84,8 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     shipped = shipped_prompts(tokenizer, checkpoint.config.vocab_size, settings.max_tokens, settings.long_tokens)
     prompts = shipped + own
     _check_selection(settings.selection, prompts, checkpoint.config.num_hidden_layers)
-    candidate = OrtRunner(export, provider=settings.provider, threads=settings.threads)
+    candidate = open_runner(export, provider=settings.provider, threads=settings.threads)
+    runtime = f"ONNX Runtime ({settings.provider})" if manifest.kind == "onnx" else str(manifest.details["backend"])
     parity = Parity(
         TorchRunner(model),
         candidate,
@@ -86,7 +97,7 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     with progress("comparing", parity.steps(prompts), unit="checks") as advance:
         report = parity.run(
             prompts,
-            f"ONNX Runtime ({settings.provider})",
+            runtime,
             advance,
             greedy_prompt=longest([p for p in shipped if p.name.startswith("corpus")]),
             selection=settings.selection,
@@ -97,7 +108,7 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
         "artefact": manifest.artefact_hash(),
         "name": manifest.source.get("name"),
         "dtype": dtype,
-        "body": manifest.details["body"],
+        "body": manifest.details.get("body"),
         "whole": settings.selection.whole,
         "prompts": [{"name": p.name, "tokens": len(p.ids)} for p in prompts],
         "greedy_tokens": settings.greedy_tokens,

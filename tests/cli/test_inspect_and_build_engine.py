@@ -17,10 +17,10 @@ from kimi_deploy.cli.build_engine import BACKENDS, PLUGINS
 from kimi_deploy.cli.main import cli
 from kimi_deploy.engine.backend import BACKEND_CHOICES
 from kimi_deploy.engine.recipe import PLUGIN_CHOICES
-from kimi_deploy.errors import KimiDeployError, UsageError
+from kimi_deploy.errors import BackendError, KimiDeployError, UsageError
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.registry import OPS
-from tests.capabilities import needs_tensorrt_rtx
+from tests.capabilities import needs_no_cuda, needs_tensorrt_rtx
 
 torch.set_num_threads(1)
 SMALL = ("--prefill", "sequence=1:8:16,capacity=32,batch=1,num_logits=1", "--decode", "capacity=32,batch=1")
@@ -106,6 +106,33 @@ def test_build_engine_then_inspect_it(export: Path, tmp_path: Path) -> None:
     assert details["recipe"]["prefill"]["capacity"] == [32, 32, 32]
     again = run("build-engine", export, "-o", engine, "--capability", "8.9", *SMALL)
     assert isinstance(again.exception, UsageError)
+
+
+@needs_tensorrt_rtx
+@needs_no_cuda
+def test_commands_that_run_an_engine_say_in_one_line_that_there_is_no_gpu(
+    checkpoint: Path, export: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    assert run("build-engine", export, "-o", engine, "--capability", "8.9", *SMALL).exit_code == 0
+    for command in (
+        ("generate", engine, "--backend", "trt", "--prompt", "x"),
+        ("validate", checkpoint, engine, "--backend", "trt"),
+        ("bench", checkpoint, export, "--backend", "trt", "--engine", engine),
+    ):
+        done = run(*command)
+        assert isinstance(done.exception, BackendError), done.output
+        assert "kimi-deploy generate" in str(done.exception)
+        assert "\n" not in str(done.exception)
+
+
+def test_an_export_is_not_run_as_an_engine(checkpoint: Path, export: Path) -> None:
+    for command in (
+        ("generate", export, "--backend", "trt", "--prompt", "x"),
+        ("validate", checkpoint, export, "--backend", "trt"),
+    ):
+        assert "build-engine" in str(run(*command).exception)
+    assert isinstance(run("bench", checkpoint, export, "--backend", "trt").exception, UsageError)
 
 
 @needs_tensorrt_rtx

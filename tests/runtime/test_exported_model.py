@@ -12,6 +12,7 @@ from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype, GraphContract
 from kimi_deploy.errors import BackendError, StateError, UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.flavours import Flavour
 from kimi_deploy.runtime.base import Runner
@@ -19,9 +20,11 @@ from kimi_deploy.runtime.generation import generate, prefill
 from kimi_deploy.runtime.open import open_runner
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.torch_runner import TorchRunner
+from kimi_deploy.runtime.trt_runner import TrtRunner
 from kimi_deploy.validate.compare import compare
 from kimi_deploy.validate.tolerances import tolerance
 from tests.runtime.conftest import state_bytes
+from tests.runtime.fake_tensorrt import FakeDevice, FakeSession, profile
 from tests.runtime.test_example_script import run_script
 
 CLOSE = tolerance("graph_float32")
@@ -58,7 +61,16 @@ def torch_runner(checkpoint: Path) -> TorchRunner:
     return TorchRunner(checkpoint, threads=1)
 
 
-@pytest.fixture(scope="module", params=["ort", "torch"])
+@pytest.fixture(scope="module")
+def trt_runner(export_folder: Path) -> TrtRunner:
+    """On host memory, with the export as its engine; prompts of over 32 tokens are cut."""
+    device = FakeDevice()
+    profiles = (profile("prefill", 0, 3, 32, 80, 4), profile("decode", 1, 3, 1, 80, 1))
+    fingerprint = Manifest.read(export_folder).source["checkpoint"]
+    return TrtRunner(FakeSession(export_folder / "model.onnx", device, profiles, fingerprint), device)
+
+
+@pytest.fixture(scope="module", params=["ort", "torch", "trt"])
 def either(request: pytest.FixtureRequest) -> Runner:
     runner: Runner = request.getfixturevalue(f"{request.param}_runner")
     return runner

@@ -119,7 +119,7 @@ def test_another_checkpoint_is_refused(exported: Path, tmp_path: Path) -> None:
 def test_a_text_that_cannot_be_used_is_named_before_a_model_is_loaded(
     content: bytes | None, message: str, model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for runner in ("OrtRunner", "TorchRunner"):
+    for runner in ("open_runner", "TorchRunner"):
         monkeypatch.setattr(f"kimi_deploy.validate.run.{runner}", None)
     text = tmp_path / "own.txt"
     if content is not None:
