@@ -61,9 +61,9 @@ def validate_command(
 ) -> None:
     """Compare EXPORT with the PyTorch model of the checkpoint MODEL: logits, every state tensor, generated tokens.
 
-    EXPORT is an export or, on a machine with a GPU, an engine. However the tokens are split, batched or padded, and after a snapshot, EXPORT must give what PyTorch gives in one
-    pass. Exits 1 when anything is outside kimi_deploy/validate/tolerances.toml. The report is written into EXPORT,
-    where `inspect` finds it.
+    EXPORT is an export or, on a machine with a GPU, an engine. However the tokens are split, batched or padded, and
+    after a snapshot, it must give what PyTorch gives in one pass. Exits 1 when anything is outside
+    kimi_deploy/validate/tolerances.toml. The report is written into EXPORT, where `inspect` finds it.
     """
     if thorough:
         for name, value in THOROUGH.items():

@@ -59,7 +59,7 @@ class Settings:
 
 
 def validate_export(model: Path, export: Path, settings: Settings, progress: Progress) -> Report:
-    """The checks of `settings` on `export`, also an engine, against the float32 PyTorch model of the checkpoint `model`.
+    """The checks of `settings` on `export`, or an engine, against the float32 PyTorch model of the checkpoint `model`.
 
     Raises UsageError when a folder is not of its kind, or a text or a selection cannot be used, ManifestError when the
     export's files are not what its manifest says, and ValidationError when it was made from another checkpoint.
