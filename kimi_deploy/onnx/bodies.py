@@ -12,6 +12,7 @@ from kimi_deploy.ops.flavours import Flavour
 from kimi_deploy.ops.kimi_delta_attention.body import body as kimi_delta_attention_body
 from kimi_deploy.ops.latent_attention.body import body as latent_attention_body
 from kimi_deploy.ops.mixture_of_experts.body import body as mixture_of_experts_body
+from kimi_deploy.ops.quantized_mixture_of_experts.body import body as quantized_mixture_of_experts_body
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.ops.spec import DOMAIN, AttributeValue
 
@@ -22,6 +23,7 @@ BODIES = {
     "KimiDeltaAttention": kimi_delta_attention_body,
     "LatentAttention": latent_attention_body,
     "MixtureOfExperts": mixture_of_experts_body,
+    "QuantizedMixtureOfExperts": quantized_mixture_of_experts_body,
 }
 
 

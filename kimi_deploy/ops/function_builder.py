@@ -19,9 +19,10 @@ _ATTRIBUTE_TYPES = {
     "float": ir.AttributeType.FLOAT,
     "string": ir.AttributeType.STRING,
 }
-GraphDtype = Dtype | Literal["int64"]
+GraphDtype = Dtype | Literal["int64", "uint8"]
 _IR_DTYPES: dict[GraphDtype, ir.DataType] = {
     "int64": ir.DataType.INT64,
+    "uint8": ir.DataType.UINT8,
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,

@@ -14,7 +14,7 @@ from kimi_deploy.ops.spec import DOMAIN, DOMAIN_VERSION, OpSpec, Port, evaluate_
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "abi")
 """Optional strings on every node: where TensorRT finds the plugin, and the ABI the node was written with."""
 
-_TYPES = {"T": "T", "float32": "tensor(float)", "int32": "tensor(int32)"}
+_TYPES = {"T": "T", "float32": "tensor(float)", "int32": "tensor(int32)", "uint8": "tensor(uint8)"}
 _ATTRIBUTES = {
     "int": defs.OpSchema.AttrType.INT,
     "float": defs.OpSchema.AttrType.FLOAT,

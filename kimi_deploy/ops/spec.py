@@ -21,7 +21,7 @@ DOMAIN = "kimi"
 """ONNX domain, torch namespace and TensorRT plugin namespace of every custom op."""
 DOMAIN_VERSION = 1
 
-PortDtype = Literal["T", "S", "float32", "int32"]
+PortDtype = Literal["T", "S", "float32", "int32", "uint8"]
 """`T` is the model's floating dtype (float32, float16 or bfloat16), the same for all `T` ports of a node; `S` is a
 second one, of the states of ONNX's own operators, and is `T` where no input has it."""
 AttributeType = Literal["int", "float", "string"]

@@ -18,6 +18,7 @@ from kimi_deploy.ops.kimi_delta_attention import cuda
 from kimi_deploy.ops.kimi_delta_attention.reference import kimi_delta_attention
 from kimi_deploy.ops.latent_attention.reference import latent_attention
 from kimi_deploy.ops.mixture_of_experts.reference import mixture_of_experts
+from kimi_deploy.ops.quantized_mixture_of_experts.reference import quantized_mixture_of_experts
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.ops.spec import DOMAIN, OpSpec
 
@@ -25,6 +26,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "KimiDeltaAttention": kimi_delta_attention,
     "LatentAttention": latent_attention,
     "MixtureOfExperts": mixture_of_experts,
+    "QuantizedMixtureOfExperts": quantized_mixture_of_experts,
 }
 ON_CUDA: dict[str, Callable[..., Any]] = {"KimiDeltaAttention": cuda.kimi_delta_attention}
 

@@ -68,7 +68,7 @@ def kda_arrays(
 
 
 def kda_reference(arrays: Arrays, attributes: Mapping[str, AttributeValue]) -> list[np.ndarray]:
-    return _reference(kimi_delta_attention, arrays, {**attributes, "form": "recurrent"})
+    return in_float64(kimi_delta_attention, arrays, {**attributes, "form": "recurrent"})
 
 
 def mla_attributes(heads: int = 4) -> Attributes:
@@ -107,7 +107,7 @@ def mla_arrays(
 
 
 def mla_reference(arrays: Arrays, attributes: Mapping[str, AttributeValue]) -> list[np.ndarray]:
-    return _reference(latent_attention, arrays, {**attributes, "form": "expanded"})
+    return in_float64(latent_attention, arrays, {**attributes, "form": "expanded"})
 
 
 def moe_attributes(
@@ -142,7 +142,7 @@ def moe_arrays(attributes: Mapping[str, AttributeValue], batch: int, steps: int,
 
 
 def moe_reference(arrays: Arrays, attributes: Mapping[str, AttributeValue]) -> list[np.ndarray]:
-    return _reference(mixture_of_experts, arrays, attributes)
+    return in_float64(mixture_of_experts, arrays, attributes)
 
 
 def poisoned(arrays: Arrays, names: Sequence[str]) -> Arrays:
@@ -178,7 +178,7 @@ def _typed(arrays: Arrays) -> Arrays:
     return {n: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for n, a in arrays.items()}
 
 
-def _reference(op, arrays: Arrays, attributes: Mapping[str, object]) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
-    tensors = {n: torch.from_numpy(a if a.dtype.kind == "i" else a.astype(np.float64)) for n, a in arrays.items()}
+def in_float64(op, arrays: Arrays, attributes: Mapping[str, object]) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    tensors = {n: torch.from_numpy(a if a.dtype.kind in "iu" else a.astype(np.float64)) for n, a in arrays.items()}
     results = op(**tensors, **attributes)
     return [r.numpy() for r in (results if isinstance(results, tuple) else (results,))]

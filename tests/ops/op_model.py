@@ -33,7 +33,7 @@ def op_model(
     *,
     dynamic: Sequence[str] = DYNAMIC,
 ) -> onnx.ModelProto:
-    """One node on the ports of `spec`. Ports without a dynamic dimension become initializers from `arrays`."""
+    """One node on the ports of `spec`, absent ones without an array. Ports without a dynamic dimension become initializers from `arrays`."""
     symbols = spec.bind({name: a.shape for name, a in arrays.items()}, attributes)
 
     def info(port, shape):  # type: ignore[no-untyped-def]
@@ -44,6 +44,8 @@ def op_model(
 
     inputs, initializers = [], []
     for port in spec.inputs:
+        if port.name not in arrays:
+            continue
         if any(d in DYNAMIC for d in port.dims):
             inputs.append(info(port, arrays[port.name].shape))
         else:
@@ -51,7 +53,7 @@ def op_model(
     outputs = [info(port, shape) for port, shape in zip(spec.outputs, spec.output_shapes(symbols), strict=True)]
     node = onnx.helper.make_node(
         spec.name,
-        [p.name for p in spec.inputs],
+        [p.name if p.name in arrays else "" for p in spec.inputs],
         [p.name for p in spec.outputs],
         domain=DOMAIN,
         plugin_namespace=DOMAIN,

@@ -25,16 +25,16 @@ def body(flavour: Flavour, attributes: Mapping[str, AttributeValue], dtype: Dtyp
     sizes = Sizes(*(int(attributes[name]) for name in ("num_experts", "top_k", "intermediate")))
     b = op_builder(SPEC)
     x, gate_up, down = (b.inputs[name] for name in ("hidden_states", "gate_up_weight", "down_weight"))
-    routed = Routed(x, gate_up, down, *_route(b, attributes, sizes, dtype), dtype)
+    routed = Routed(x, gate_up, down, *route(b, attributes, sizes, dtype), dtype)
     output = fused(b, routed, sizes) if flavour == "ort" else plain(b, routed, sizes)
     helpers = fused_helpers() if flavour == "ort" else []
     return [*helpers, op_function(b, SPEC, [b.from_float32(output, dtype)])]
 
 
-def _route(
+def route(
     b: FunctionBuilder, attributes: Mapping[str, AttributeValue], sizes: Sizes, dtype: Dtype
 ) -> tuple[ir.Value, ir.Value]:
-    """Indices and final weights [tokens, top_k] of the chosen experts."""
+    """Indices and final weights [tokens, top_k] of the chosen experts, of a builder with the op's router inputs."""
     groups, kept = int(attributes["n_group"]), int(attributes["topk_group"])
     weight = b("Transpose", b.to_float32(b.inputs["router_weight"], dtype), perm=[1, 0])
     logits = b("MatMul", b.to_float32(b.inputs["hidden_states"], dtype), weight)

@@ -114,7 +114,7 @@ def _kernel(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     mean = b(
         "MoE",
         r.x,
-        _spread(b, r.chosen, logs, sizes.experts, UNCHOSEN),
+        spread(b, r.chosen, logs, sizes.experts, UNCHOSEN),
         r.gate_up,
         None,
         r.down,
@@ -156,7 +156,7 @@ def plain(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     few = sizes.experts // (3 * sizes.top_k) or int(sizes.top_k < sizes.experts)
 
     def dense(inner: FunctionBuilder) -> list[ir.Value]:
-        spread = _spread(inner, r.chosen, r.weights, sizes.experts, 0.0)
+        spread = spread(inner, r.chosen, r.weights, sizes.experts, 0.0)
         return [_every_expert(inner, r.x, r.gate_up, r.down, spread, r.dtype)]
 
     if not few:
@@ -168,7 +168,7 @@ def plain(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     )[0]
 
 
-def _spread(b: FunctionBuilder, chosen: ir.Value, values: ir.Value, experts: int, other: float) -> ir.Value:
+def spread(b: FunctionBuilder, chosen: ir.Value, values: ir.Value, experts: int, other: float) -> ir.Value:
     """[tokens, experts] with `values` [tokens, top_k] at the chosen experts and `other` elsewhere."""
     shape = b("Concat", b("Shape", chosen, start=0, end=1), b.ints(experts), axis=0)
     fill = b("ConstantOfShape", shape, value=ir.tensor([other], dtype=ir.DataType.FLOAT))
@@ -178,7 +178,7 @@ def _spread(b: FunctionBuilder, chosen: ir.Value, values: ir.Value, experts: int
 def _one_token(b: FunctionBuilder, r: Routed, column: ir.Value, chosen: ir.Value, weights: ir.Value) -> ir.Value:
     """Output [hidden, 1] for one token's column [hidden, 1], chosen [top_k] and weights of top_k elements."""
     h = b("MatMul", b("Gather", r.gate_up, chosen, axis=0), column)  # [top_k, 2*intermediate, 1]
-    act = b.from_float32(_swiglu(b, h, r.dtype), r.dtype)
+    act = b.from_float32(swiglu(b, h, r.dtype), r.dtype)
     y = b.to_float32(b("MatMul", b("Gather", r.down, chosen, axis=0), act), r.dtype)
     return b("ReduceSum", b("Mul", y, b("Reshape", weights, b.ints(-1, 1, 1))), b.ints(0), keepdims=0)
 
@@ -206,7 +206,7 @@ def _every_expert(
     by_expert = b("Unsqueeze", b("Transpose", weights, perm=[1, 0]), b.ints(2))  # [experts, tokens, 1]
     inner = b.nested(sum="float32", gate_up=dtype, down=dtype, weight="float32")
     total, gate_up_one, down_one, weight = inner.inputs.values()
-    act = _swiglu(inner, inner("MatMul", rows, inner("Transpose", gate_up_one, perm=[1, 0])), dtype)
+    act = swiglu(inner, inner("MatMul", rows, inner("Transpose", gate_up_one, perm=[1, 0])), dtype)
     act = inner("Mul", inner("Squeeze", act, inner.ints(2)), weight)
     # an expert that was not chosen must not matter even where it overflows
     act = inner("Where", inner("Greater", weight, inner.number(0.0)), act, inner.number(0.0))
@@ -216,7 +216,7 @@ def _every_expert(
     return b("Reshape", total, b("Shape", x))
 
 
-def _swiglu(b: FunctionBuilder, h: ir.Value, dtype: Dtype) -> ir.Value:
+def swiglu(b: FunctionBuilder, h: ir.Value, dtype: Dtype) -> ir.Value:
     """silu(gate) * up in float32 [rows, intermediate, 1]; h [rows, 2*intermediate, ...], gate and up interleaved."""
     gate, up = b.outputs("Split", [b("Reshape", b.to_float32(h, dtype), b.ints(0, -1, 2)), b.ints(1, 1)], 2, axis=2)
     return b("Mul", b("Mul", gate, b("Sigmoid", gate)), up)
