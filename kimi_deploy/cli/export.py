@@ -20,12 +20,13 @@ from kimi_deploy.cli.common import (
 from kimi_deploy.contract import DTYPES
 from kimi_deploy.ops.flavours import FLAVOURS
 from kimi_deploy.output_folder import partial_folder
+from kimi_deploy.quantization.scheme import SYNTAX, Scheme, parse_scheme
 
 
 @click.command("export")
 @folder_argument("model")
 @output_option("model.onnx, weights.bin, manifest.json and tokenizer files")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML with dtype and body; options override it.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML with dtype, body and quantize; options override.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Floating type of weights and activations.  [float32]")
 @click.option(
     "--body",
@@ -42,6 +43,12 @@ from kimi_deploy.output_folder import partial_folder
     help="`pack` writes all weights to files of the export; `reference` uses the checkpoint's own files, through hard "
     "links, for what they hold just as the graph needs it, and packs the rest.",
 )
+@click.option(
+    "--quantize",
+    metavar="SPEC",
+    help=f"Store weights in 4 or 8 bits: {SYNTAX}. int4 is asymmetric and hqq, int8 symmetric and rtn, unless it "
+    "says otherwise.  [not quantised]",
+)
 @force_option
 @json_option
 def export_command(
@@ -52,6 +59,7 @@ def export_command(
     body: str | None,
     max_shard_size: int | None,
     weights: str,
+    quantize: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -60,7 +68,8 @@ def export_command(
     The result is checked before it is kept: interface, structure, and every weight's values. Memory does not grow with
     the checkpoint, and the same command goes on with a run that was cut short.
     """
-    settings = _settings(recipe, dtype, body)
+    settings = _settings(recipe, dtype, body, quantize)
+    scheme = parse_scheme(settings["quantize"]) if settings["quantize"] else None
     from kimi_deploy.onnx.export import export_model
 
     try:
@@ -73,6 +82,7 @@ def export_command(
             progress=progress,
             max_shard_bytes=max_shard_size,
             reference=weights == "reference",
+            quantization=scheme,
         )
     except (KeyboardInterrupt, SystemExit, OSError):
         partial = partial_folder(output)
@@ -82,20 +92,23 @@ def export_command(
     if as_json:
         print_json({"output": str(output), "manifest": manifest.to_dict()})
         return
-    say(f"exported {manifest.source['name']}: {settings['dtype']}, {settings['body']} bodies; every weight checked")
+    quantized = manifest.details.get("quantization")
+    kind = f"{settings['dtype']}, {Scheme.from_dict(quantized).text}" if quantized else settings["dtype"]
+    say(f"exported {manifest.source['name']}: {kind}, {settings['body']} bodies; every weight checked")
     for name, entry in manifest.files.items():
         click.echo(f"{entry['bytes']:>14,}  {output / name}")
 
 
-def _settings(recipe: Path | None, dtype: str | None, body: str | None) -> dict[str, Any]:
+def _settings(recipe: Path | None, dtype: str | None, body: str | None, quantize: str | None) -> dict[str, Any]:
     """Options over the recipe over the defaults."""
     from kimi_deploy.errors import UsageError
     from kimi_deploy.recipe import read_recipe
 
-    settings = {"dtype": "float32", "body": "ort"}
+    settings = {"dtype": "float32", "body": "ort", "quantize": ""}
     if recipe is not None:
-        settings |= read_recipe(recipe, {"dtype": str, "body": str})
-    settings |= {k: v for k, v in (("dtype", dtype), ("body", body)) if v is not None}
+        settings |= read_recipe(recipe, {"dtype": str, "body": str, "quantize": str})
+    given = {"dtype": dtype, "body": body, "quantize": quantize}
+    settings |= {k: v for k, v in given.items() if v is not None}
     for key, allowed in (("dtype", DTYPES), ("body", FLAVOURS)):
         if settings[key] not in allowed:
             raise UsageError(f"{recipe}: {key} is not known", seen=settings[key], expected=f"one of {allowed}")

@@ -92,6 +92,20 @@ def _print_contract(contract: dict[str, Any]) -> None:
     _table(("", "name", "dtype", "shape", "next value of"), rows)
 
 
+def _quantization(details: dict[str, Any]) -> dict[str, str]:
+    from kimi_deploy.quantization.scheme import Scheme
+
+    record = details.get("quantization")
+    if record is None:
+        return {}
+    counts = ", ".join(f"{count} {role}" for role, count in record["parameters"].items())
+    return {
+        "quantised": f"{Scheme.from_dict(record).text}: {counts}; {record['weight_bytes']:,} bytes of weights, "
+        f"{record['weight_bytes_before']:,} in {details.get('dtype')}",
+        "not quantised": ", ".join(record["excluded"]),
+    }
+
+
 def _print_export(found: dict[str, Any]) -> None:
     manifest = found["manifest"]
     source, details = manifest["source"], manifest["details"]
@@ -101,6 +115,7 @@ def _print_export(found: dict[str, Any]) -> None:
             "made from": f"{source.get('name')} (checkpoint {str(source.get('checkpoint'))[:16]})",
             "by": f"kimi-deploy {manifest['kimi_deploy_version']}",
             "dtype": details.get("dtype"),
+            **_quantization(details),
             "bodies": f"{details.get('body')}, opset {details.get('opset')}",
             "op ABI": _abi(manifest),
         }

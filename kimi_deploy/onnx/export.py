@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.contract import METADATA_KEY, Dtype, GraphContract
-from kimi_deploy.errors import ExportError
+from kimi_deploy.errors import ExportError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
 from kimi_deploy.onnx.check import check_graph
@@ -24,6 +25,7 @@ from kimi_deploy.onnx.passes import (
     tidy,
     transpose_weights,
 )
+from kimi_deploy.onnx.quantize import quantize_graph, quantize_weights
 from kimi_deploy.onnx.weight_files import (
     Layout,
     attach,
@@ -37,6 +39,8 @@ from kimi_deploy.onnx.weight_files import (
 from kimi_deploy.onnx.weights import in_place_spans, plan_weights
 from kimi_deploy.ops.flavours import Flavour
 from kimi_deploy.output_folder import resumable_folder
+from kimi_deploy.quantization.scheme import Scheme
+from kimi_deploy.quantization.selection import record, settled
 from kimi_deploy.text.tokenizer import TOKENIZER_FILES
 from kimi_deploy.weights import weight_table
 
@@ -56,6 +60,7 @@ def export_model(
     progress: Progress,
     max_shard_bytes: int | None = None,
     reference: bool = False,
+    quantization: Scheme | None = None,
 ) -> Manifest:
     """Export the checkpoint in `folder` to `output`, whole or not at all; the result has passed its checks.
 
@@ -63,12 +68,23 @@ def export_model(
     Weights go to one file, or to files of at most `max_shard_bytes`; with `reference`, those that the checkpoint holds
     just as the graph needs them stay there, and the output gets hard links to its files. Memory does not grow with the
     checkpoint; a run that was cut short is gone on with (`output_folder.resumable_folder`), and gives the same bytes.
+    `quantization` stores the parameters it selects in 4 or 8 bits.
 
-    Raises UsageError for an output that cannot be used, ConfigError or CheckpointError for a bad checkpoint, and
-    ExportError when there is too little disk space, the model cannot be traced or the result is not right.
+    Raises UsageError for an output that cannot be used or a quantisation that does not fit the model, ConfigError or
+    CheckpointError for a bad checkpoint, and ExportError when there is too little disk space, the model
+    cannot be traced or the result is not right.
     """
     checkpoint = Checkpoint.open(folder)
     checkpoint.resolve()
+    if quantization is not None:
+        if reference:
+            raise UsageError(
+                "--quantize and --weights reference exclude each other",
+                seen="both",
+                expected="packed weights: a checkpoint's files hold none that are quantised",
+                fix="leave --weights out",
+            )
+        quantization = settled(quantization, checkpoint.config, dtype)
     contract = GraphContract.of(checkpoint.config, dtype)
     with resumable_folder(output, overwrite=overwrite, known=Manifest.files_of("onnx")) as (target, journal_path):
         in_place = in_place_spans(checkpoint, dtype) if reference else {}
@@ -76,10 +92,19 @@ def export_model(
         # here only so that a refusal comes before the work
         link_checkpoint_files(linked, folder, target)
         with progress("tracing the model", None):
-            model, op_abi = _build_graph(checkpoint, contract, flavour, in_place)
+            model = _build_graph(checkpoint, contract, in_place)
             plan = plan_weights(model, checkpoint, dtype, in_place)
+            details: dict[str, Any] = {"dtype": dtype, "body": flavour}
+            if quantization is not None:
+                before = plan.nbytes
+                quantize_graph(model, checkpoint, quantization)
+                quantize_weights(plan, checkpoint, quantization)
+                details["quantization"] = record(quantization, checkpoint.config, before, plan.nbytes)
+            op_abi = mark_plugin_nodes(model)
+            set_bodies(model, flavour, dtype)
             layout = lay_out(plan, max_shard_bytes)
-            fingerprint = f"{checkpoint.fingerprint()} {layout.fingerprint(plan)}"
+            method = "" if quantization is None else quantization.text
+            fingerprint = f"{checkpoint.fingerprint()} {layout.fingerprint(plan)} {method}"
         with Journal(journal_path, fingerprint) as journal:
             if not journal.resumed:
                 _remove_files(target)
@@ -104,7 +129,7 @@ def export_model(
             kind="onnx",
             source={"checkpoint": checkpoint.fingerprint(), "name": folder.resolve().name},
             op_abi=op_abi,
-            details={"dtype": dtype, "body": flavour, "opset": model.graph.opset_imports[""]},
+            details=details | {"opset": model.graph.opset_imports[""]},
         )
         if not linked:
             return manifest.write(target, hashes=hashes)
@@ -118,10 +143,8 @@ def _remove_files(folder: Path) -> None:
         path.unlink()
 
 
-def _build_graph(
-    checkpoint: Checkpoint, contract: GraphContract, flavour: Flavour, untransposed: Collection[str]
-) -> tuple[ir.Model, dict[str, str]]:
-    """The graph with its bodies, no weight read; and the ABI of every custom op in it."""
+def _build_graph(checkpoint: Checkpoint, contract: GraphContract, untransposed: Collection[str]) -> ir.Model:
+    """The graph that reads every parameter as it is, without bodies; no weight is read."""
     # torch, which takes seconds to load: not before the arguments are known to be right
     from kimi_deploy.onnx.trace import trace
 
@@ -129,13 +152,11 @@ def _build_graph(
     name_dimensions(model, contract)
     transpose_weights(model, untransposed)
     replace_sequences(model)
-    op_abi = mark_plugin_nodes(model)
     tidy(model)
     check_every_parameter_is_read(model, {w.name for w in weight_table(checkpoint.config)})
-    set_bodies(model, flavour, contract.dtype)
     model.metadata_props[METADATA_KEY] = contract.to_json()
     model.graph.name = "kimi_linear"
-    return model, op_abi
+    return model
 
 
 def _check_space(folder: Path, layout: Layout) -> None:

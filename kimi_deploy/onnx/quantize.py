@@ -19,7 +19,7 @@ from kimi_deploy.errors import ExportError
 from kimi_deploy.onnx.passes import TRANSPOSED
 from kimi_deploy.onnx.quantized_functions import GATHER, MATMUL, quantized_functions
 from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan, row_parts
-from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN
+from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN, MICROSOFT_OPSET
 from kimi_deploy.ops.quantized_mixture_of_experts.body import FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS
 from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC
 from kimi_deploy.ops.spec import DOMAIN
@@ -56,16 +56,17 @@ def quantize_graph(model: ir.Model, checkpoint: Checkpoint, scheme: Scheme) -> N
             _exchange(model, node, write(node, value, made[name], shapes[name], scheme))
     for name in roles:
         if model.graph.initializers[name].uses():
-            raise ExportError("a quantised parameter is still read as it was", seen=name, fix="report this configuration")
+            raise ExportError(
+                "a quantised parameter is still read as it was", seen=name, fix="report this configuration"
+            )
         del model.graph.initializers[name]
+    model.graph.opset_imports[MICROSOFT_DOMAIN] = MICROSOFT_OPSET
     for function in quantized_functions(scheme):
         model.functions[function.identifier()] = function
 
 
 def _register(model: ir.Model, initializer: Initializer) -> ir.Value:
-    value = ir.Value(
-        name=initializer.name, shape=ir.Shape(initializer.shape), type=ir.TensorType(initializer.dtype)
-    )
+    value = ir.Value(name=initializer.name, shape=ir.Shape(initializer.shape), type=ir.TensorType(initializer.dtype))
     # replaced by the file's tensor when the weights are laid out
     value.const_value = ir.LazyTensor(
         partial(_no_value, initializer.name), dtype=initializer.dtype, shape=ir.Shape(initializer.shape)
@@ -83,10 +84,7 @@ def _exchange(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
     result = new.outputs[0]
     result.name, result.shape, result.type = old.outputs[0].name, old.outputs[0].shape, old.outputs[0].type
     model.graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(old.outputs[0], result)
-    for index, output in enumerate(model.graph.outputs):
-        if output is old.outputs[0]:
-            model.graph.outputs[index] = result
+    ir.convenience.replace_all_uses_with(old.outputs[0], result, replace_graph_outputs=True)
     model.graph.remove(old, safe=True)
 
 
@@ -98,7 +96,11 @@ def accuracy_level(scheme: Scheme) -> int:
 def _product(
     node: ir.Node, weight: ir.Value, operands: Sequence[ir.Value | None], shape: tuple[int, ...], scheme: Scheme
 ) -> ir.Node:
-    if (node.domain, node.op_type) != ("", "MatMul") or node.inputs[1] is not weight or TRANSPOSED not in weight.metadata_props:
+    if (
+        (node.domain, node.op_type) != ("", "MatMul")
+        or node.inputs[1] is not weight
+        or TRANSPOSED not in weight.metadata_props
+    ):
         raise ExportError("a quantised parameter has an unknown reader", seen=f"{weight.name}: {node.op_type}")
     attributes = {
         "K": shape[1],
@@ -122,9 +124,7 @@ def _lookup(
     return ir.node(GATHER, inputs[: 3 if scheme.symmetric else 4], attributes=attributes, domain=MICROSOFT_DOMAIN)
 
 
-def _replace_experts(
-    model: ir.Model, node: ir.Node, made: dict[str, list[ir.Value | None]], scheme: Scheme
-) -> None:
+def _replace_experts(model: ir.Model, node: ir.Node, made: dict[str, list[ir.Value | None]], scheme: Scheme) -> None:
     if (node.domain, node.op_type) != (DOMAIN, "MixtureOfExperts"):
         raise ExportError("quantised experts have an unknown reader", seen=node.op_type)
     hidden, router, bias, *experts = node.inputs
@@ -136,9 +136,7 @@ def _replace_experts(
         "symmetric": int(scheme.symmetric),
         "activations": scheme.activations,
     }
-    new = ir.node(
-        SPEC.name, inputs[: 7 if scheme.symmetric else 9], attributes=attributes, domain=DOMAIN
-    )
+    new = ir.node(SPEC.name, inputs[: 7 if scheme.symmetric else 9], attributes=attributes, domain=DOMAIN)
     _exchange(model, node, new)
 
 
@@ -148,7 +146,9 @@ def stored_initializers(name: str, shape: tuple[int, ...], role: Role, scheme: S
     *rows, width = shape
     blocks = width // scheme.group
     # the product's kernel wants a block's bytes on an axis of their own
-    levels = (*rows, blocks, scheme.group * scheme.bits // 8) if role == "product" else (*rows, width * scheme.bits // 8)
+    levels = (
+        (*rows, blocks, scheme.group * scheme.bits // 8) if role == "product" else (*rows, width * scheme.bits // 8)
+    )
     result = [
         Initializer(f"{name}_levels", ir.DataType.UINT8, levels),
         Initializer(f"{name}_scales", ir.DataType.FLOAT, (*rows, blocks)),
@@ -180,9 +180,7 @@ def _piece(part: ParameterPart, initializers: Sequence[Initializer], scheme: Sch
 
 def _produce(part: ParameterPart, scheme: Scheme) -> list[np.ndarray]:
     assert scheme.group is not None
-    made = quantize(
-        part.load("float32"), scheme.bits, scheme.group, symmetric=scheme.symmetric, method=scheme.method
-    )
+    made = quantize(part.load("float32"), scheme.bits, scheme.group, symmetric=scheme.symmetric, method=scheme.method)
     arrays = [pack(made.levels, scheme.bits), made.scales]
     if not scheme.symmetric:
         arrays.append(pack(made.zero_points, scheme.bits))

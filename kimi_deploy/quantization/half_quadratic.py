@@ -39,8 +39,7 @@ def fit(
         loss = np.power(size, np.float32(P)).sum(-1, keepdims=True)
         better = loss < best
         best_scale, best_zero, best = (
-            np.where(better, new, old)
-            for new, old in ((scale, best_scale), (zero, best_zero), (loss, best))
+            np.where(better, new, old) for new, old in ((scale, best_scale), (zero, best_zero), (loss, best))
         )
         if step == STEPS:
             break

@@ -62,7 +62,10 @@ class Scheme:
             return parse_scheme(cls(**{k: v for k, v in raw.items() if k in names}).text)
         except (TypeError, UsageError) as error:
             raise ManifestError(
-                "manifest.json: the quantisation is not valid", seen=repr(raw)[:300], expected=SYNTAX, fix="export again"
+                "manifest.json: the quantisation is not valid",
+                seen=repr(raw)[:300],
+                expected=SYNTAX,
+                fix="export again",
             ) from error
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from kimi_deploy.config import KimiLinearConfig
+from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import UsageError
 from kimi_deploy.quantization.scheme import GROUPS, PREFERRED_GROUP, Scheme
 from kimi_deploy.weights import weight_table
@@ -36,7 +37,7 @@ NEVER = (
     "convolution",
     "kv_b_proj",
 )
-"""What no scheme touches: small tensors that everything depends on, and the operands that LatentAttention reads whole."""
+"""What no scheme touches: small tensors that everything depends on, and what LatentAttention reads whole."""
 
 
 def quantized_parameters(config: KimiLinearConfig, scheme: Scheme) -> dict[str, Role]:
@@ -63,12 +64,18 @@ def quantized_parameters(config: KimiLinearConfig, scheme: Scheme) -> dict[str, 
     return found
 
 
-def with_group(config: KimiLinearConfig, scheme: Scheme) -> Scheme:
-    """`scheme` with its group size settled.
+def settled(scheme: Scheme, config: KimiLinearConfig, dtype: Dtype) -> Scheme:
+    """`scheme` with its group size decided.
 
     Raises UsageError when the group it names, or every group there is, does not divide the inputs of a quantised
-    parameter: the expert kernel takes whole groups only.
+    parameter (the expert kernel takes whole groups only), and for a model of another dtype than float32.
     """
+    if dtype != "float32":
+        raise UsageError(
+            "--quantize needs --dtype float32: what is not quantised stays float32",
+            seen=f"--dtype {dtype}",
+            fix="leave --dtype out",
+        )
     shapes = {w.name: w.shape for w in weight_table(config)}
     inputs: Mapping[str, int] = {name: shapes[name][-1] for name in quantized_parameters(config, scheme)}
     fitting = [g for g in GROUPS if all(size % g == 0 for size in inputs.values())]
@@ -82,3 +89,16 @@ def with_group(config: KimiLinearConfig, scheme: Scheme) -> Scheme:
             fix="give a group that fits" if fitting else "this model cannot be quantised by groups",
         )
     return replace(scheme, group=wanted)
+
+
+def record(scheme: Scheme, config: KimiLinearConfig, bytes_before: int, bytes_after: int) -> dict[str, Any]:
+    """What a manifest says about a quantisation; `Scheme.from_dict` reads the scheme back."""
+    roles = list(quantized_parameters(config, scheme).values())
+    excluded = list(NEVER)
+    excluded += [name for name in ("head", "embeddings") if not getattr(scheme, name)]
+    return scheme.to_dict() | {
+        "parameters": {role: roles.count(role) for role in dict.fromkeys(roles)},
+        "excluded": excluded,
+        "weight_bytes_before": bytes_before,
+        "weight_bytes": bytes_after,
+    }

@@ -48,7 +48,7 @@ def test_every_kda_node_is_a_plugin_in_the_plan(export: Path, engine: Path) -> N
     assert details["plugins"] == {"KimiDeltaAttention": 2}
     assert (details["backend"], details["compute_capabilities"]) == ("tensorrt-rtx", ["8.9"])
     assert details["backend_version"] == backends.load("tensorrt-rtx").version
-    assert manifest.op_abi == {op: spec.abi for op, spec in OPS.items()}
+    assert manifest.op_abi == {n: s.abi for n, s in OPS.items() if n != "QuantizedMixtureOfExperts"}
     assert manifest.source["model.onnx"] == Manifest.read(export).files["model.onnx"]["sha256"]
     assert GraphContract.from_json(json.dumps(details["contract"])).states
     assert {n: p["index"] for n, p in details["profiles"].items()} == {"prefill": 0, "decode": 1}

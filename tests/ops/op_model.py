@@ -33,7 +33,10 @@ def op_model(
     *,
     dynamic: Sequence[str] = DYNAMIC,
 ) -> onnx.ModelProto:
-    """One node on the ports of `spec`, absent ones without an array. Ports without a dynamic dimension become initializers from `arrays`."""
+    """One node on the ports of `spec`, absent ones without an array.
+
+    Ports without a dynamic dimension become initializers from `arrays`.
+    """
     symbols = spec.bind({name: a.shape for name, a in arrays.items()}, attributes)
 
     def info(port, shape):  # type: ignore[no-untyped-def]

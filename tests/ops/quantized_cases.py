@@ -38,7 +38,9 @@ def quantized_arrays(attributes: Mapping[str, AttributeValue], batch: int, steps
     arrays = {n: a.astype(np.float32) for n, a in arrays.items()}
     for name, shape in (("gate_up", (experts, 2 * INTERMEDIATE, HIDDEN)), ("down", (experts, HIDDEN, INTERMEDIATE))):
         # a mean beside zero, so that zero points are not all the same
-        value = (0.2 * weights.standard_normal(shape) + 0.1 * weights.standard_normal((*shape[:2], 1))).astype(np.float32)
+        value = (0.2 * weights.standard_normal(shape) + 0.1 * weights.standard_normal((*shape[:2], 1))).astype(
+            np.float32
+        )
         made = quantize(value, bits, group, symmetric=bool(attributes["symmetric"]), method="rtn")
         arrays |= {f"{name}_levels": pack(made.levels, bits), f"{name}_scales": made.scales}
         if not attributes["symmetric"]:

@@ -11,6 +11,7 @@ from kimi_deploy.ops.kimi_delta_attention import spec as kda
 from kimi_deploy.ops.latent_attention import spec as mla
 from kimi_deploy.ops.mixture_of_experts import spec as moe
 from kimi_deploy.ops.onnx_schema import register_schemas
+from kimi_deploy.ops.quantized_mixture_of_experts import spec as quantized_moe
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.ops.spec import DOMAIN, OpSpec
 from tests.ops.body_cases import (
@@ -25,11 +26,17 @@ from tests.ops.body_cases import (
     moe_attributes,
 )
 from tests.ops.op_model import check, op_model
+from tests.ops.quantized_cases import quantized_arrays, quantized_attributes
 
 CASES: dict[str, tuple[OpSpec, Attributes, Arrays]] = {
     "KimiDeltaAttention": (kda.SPEC, kda_attributes(), kda_arrays(kda_attributes(), [5, 5], 5)),
     "LatentAttention": (mla.SPEC, mla_attributes(), mla_arrays(mla_attributes(), [3, 0], [5, 2], 5, 20)),
     "MixtureOfExperts": (moe.SPEC, moe_attributes(), moe_arrays(moe_attributes(), 2, 5)),
+    "QuantizedMixtureOfExperts": (
+        quantized_moe.SPEC,
+        quantized_attributes(),
+        quantized_arrays(quantized_attributes(), 2, 5),
+    ),
 }
 
 
@@ -89,6 +96,7 @@ def test_an_attribute_missing_or_unknown_is_refused(name: str) -> None:
         ("KimiDeltaAttention", "conv_weight", (96,)),
         ("LatentAttention", "kv_b_weight", (160, 41)),
         ("MixtureOfExperts", "down_weight", (16, 32, 25)),
+        ("QuantizedMixtureOfExperts", "down_scales", (16, 96, 3)),
     ],
 )
 def test_a_contradicting_shape_is_refused(name: str, port: str, shape: tuple[int, ...]) -> None:

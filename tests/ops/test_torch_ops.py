@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from kimi_deploy.errors import ContractError
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.ops.torch_ops import REFERENCES, overload
+from tests.ops.quantized_cases import quantized_arrays, quantized_attributes
 from tests.ops.torch_cases import (
     Attributes,
     Tensors,
@@ -40,9 +41,13 @@ def case(
         case "LatentAttention":
             attributes = mla_attributes()
             tensors = mla_inputs([0, 3], steps, steps + 4, lengths=valid)
-        case _:
+        case "MixtureOfExperts":
             attributes = moe_attributes(8, 2, 4, 2)
             tensors = moe_inputs(2, steps, attributes)
+        case _:
+            attributes = quantized_attributes(experts=8, top_k=2, groups=4, kept=2)
+            arrays = quantized_arrays(attributes, 2, steps)
+            tensors = {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}
     return in_dtype(op, tensors, dtype), attributes
 
 
@@ -177,7 +182,9 @@ def test_a_wrong_dtype_of_any_input_is_refused(op: str) -> None:
     first = OPS[op].inputs[0].name
     for port in OPS[op].inputs:
         if port.name in tensors:
-            wrong = {"T": torch.float16, "float32": torch.bfloat16, "int32": torch.int64}[port.dtype]
+            wrong = {"T": torch.float16, "float32": torch.bfloat16, "int32": torch.int64, "uint8": torch.int64}[
+                port.dtype
+            ]
             # the first input says what T is, so that another one is the first to differ
             name = port.name if port.name != first else r"\w+"
             refused(op, tensors | {port.name: tensors[port.name].to(wrong)}, attributes, f"{name} has the wrong dtype")

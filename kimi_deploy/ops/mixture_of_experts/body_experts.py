@@ -156,8 +156,8 @@ def plain(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     few = sizes.experts // (3 * sizes.top_k) or int(sizes.top_k < sizes.experts)
 
     def dense(inner: FunctionBuilder) -> list[ir.Value]:
-        spread = spread(inner, r.chosen, r.weights, sizes.experts, 0.0)
-        return [_every_expert(inner, r.x, r.gate_up, r.down, spread, r.dtype)]
+        by_expert = spread(inner, r.chosen, r.weights, sizes.experts, 0.0)
+        return [_every_expert(inner, r.x, r.gate_up, r.down, by_expert, r.dtype)]
 
     if not few:
         return dense(b)[0]

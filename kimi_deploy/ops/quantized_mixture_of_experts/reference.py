@@ -12,7 +12,7 @@ from kimi_deploy.ops.mixture_of_experts.reference import route
 def dequantize(
     levels: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None, bits: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Weights [..., in] of `dtype` from packed levels [..., in*bits/8], scales [..., in/group] and packed zero points."""
+    """Weights [..., in] of `dtype`; packed levels [..., in*bits/8], scales [..., in/group], packed zero points."""
     values = unpack(levels, bits).to(dtype).unflatten(-1, (scales.shape[-1], -1))
     zero = unpack(zero_points, bits)[..., : scales.shape[-1]].to(dtype)[..., None] if zero_points is not None else None
     return ((values - (zero if zero is not None else 1 << (bits - 1))) * scales.to(dtype)[..., None]).flatten(-2)

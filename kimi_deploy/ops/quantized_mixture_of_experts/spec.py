@@ -9,13 +9,15 @@ _LEVELS = "two 4-bit levels share a byte, the first in its low half"
 
 SPEC = OpSpec(
     name="QuantizedMixtureOfExperts",
-    doc="MixtureOfExperts with weights (level - zero point) * scale, each scale and zero point for block_size inputs of "
-    "one row; without zero points, 2^(bits - 1) stands for them. The router is not quantised. With int8 "
+    doc="MixtureOfExperts with weights (level - zero point) * scale, scale and zero point each of block_size inputs "
+    "of one row; 2^(bits - 1) stands for absent zero points. The router is not quantised. With int8 "
     "activations every input of a product is rounded by blocks as well: to the nearest of -127 .. 127 times the "
     "block's largest magnitude over 127, halves to even.",
     inputs=(
         *FLOAT_SPEC.inputs[:3],
-        Port("gate_up_levels", (*_GATE_UP, "hidden*bits//8"), "uint8", f"rows interleaved: gate 0, up 0, ...; {_LEVELS}"),
+        Port(
+            "gate_up_levels", (*_GATE_UP, "hidden*bits//8"), "uint8", f"rows interleaved: gate 0, up 0, ...; {_LEVELS}"
+        ),
         Port("gate_up_scales", (*_GATE_UP, "hidden//block_size"), "float32", "of each block of a row"),
         Port("down_levels", (*_DOWN, "intermediate*bits//8"), "uint8", f"output projections; {_LEVELS}"),
         Port("down_scales", (*_DOWN, "intermediate//block_size"), "float32", "of each block of a row"),
