@@ -20,7 +20,7 @@ from kimi_deploy.engine.network import Graph, check_network, parse, read_graph
 from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, register_plugins
 from kimi_deploy.engine.progress import Progress, deferred_interrupt, make_monitor
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
-from kimi_deploy.errors import BackendError, EngineError
+from kimi_deploy.errors import BackendError, EngineError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.output_folder import output_folder
@@ -42,6 +42,13 @@ def build_engine(folder: Path, output: Path, recipe: EngineRecipe, *, overwrite:
     source = Manifest.read(folder)
     source.check_kind("onnx")
     source.check_op_abi()
+    if "quantization" in source.details:
+        raise UsageError(
+            "an engine cannot be built from a quantised export",
+            seen=f"{folder} holds weights of {source.details['quantization']['bits']} bits",
+            expected="an export without --quantize: TensorRT's parser does not import its operators on packed levels",
+            fix="export again without --quantize",
+        )
     backend = load(choose(recipe.backend))
     _check_machine(backend)
     with progress("checking the export", None, "bytes"):

@@ -85,3 +85,9 @@ def test_a_scheme_that_does_not_fit_is_refused_before_anything_is_written(model:
     done = CliRunner().invoke(cli, ["export", str(model), "-o", str(tmp_path / "out"), "--quantize", "int5"])
     assert isinstance(done.exception, UsageError)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_is_refused_with_the_way_out(exported: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["build-engine", str(exported), "-o", str(tmp_path / "engine")])
+    assert isinstance(done.exception, UsageError)
+    assert "without --quantize" in str(done.exception)

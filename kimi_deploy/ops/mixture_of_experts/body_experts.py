@@ -86,7 +86,7 @@ def _few_at_once(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     first = b("Mul", b("Reshape", r.chosen, b.ints(-1, 1)), b.constant(BLOCKS, "int64"))
     numbers = b("Add", first, b.ints(*range(BLOCKS)))
     h = [b("MatMul", b("Gather", gate_up, n, axis=0), column) for n in _runs(b, numbers, sizes.top_k, GATE_UP_AT_ONCE)]
-    act = _swiglu(b, b("Reshape", b("Concat", *h, axis=0), b.ints(sizes.top_k, -1, 1)), "float32")
+    act = swiglu(b, b("Reshape", b("Concat", *h, axis=0), b.ints(sizes.top_k, -1, 1)), "float32")
     act = b("Mul", act, b("Reshape", r.weights, b.ints(-1, 1, 1)))
     y = [
         b("MatMul", b("Gather", down, n, axis=0), b("Unsqueeze", a, b.ints(1)))
