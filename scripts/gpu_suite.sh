@@ -85,7 +85,12 @@ fi
 workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) < 16 ? ($(nproc) + 1) / 2 : 8))")
 step tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}" \
-  tests/kernels tests/ops tests/parity/test_source_model.py tests/engine/test_plugin_on_gpu.py tests/runtime/test_cuda_device.py || failed=1
+  tests/kernels \
+  tests/ops \
+  tests/parity/test_source_model.py \
+  tests/engine/test_plugin_on_gpu.py \
+  tests/runtime/test_cuda_device.py \
+  tests/runtime/test_ort_cuda.py || failed=1
 for job in $(jobs -p); do
   wait "$job" || failed=1
 done

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 
+import onnxruntime
 import pytest
 import torch
 
@@ -12,6 +13,9 @@ needs_tensorrt_rtx = pytest.mark.skipif(
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+needs_cuda_provider = pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is not installed"
+)
 interprets_triton = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles for the GPU of this machine"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnxruntime as ort
@@ -14,6 +15,20 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "int64": "int64", "int32": "int32"}
 
 
+_FIRST_WITH_OPSET_27 = (1, 32)
+
+
+def _allow_opset_27() -> None:
+    """Let ONNX Runtime 1.31 load opset 27, which it executes but refuses unless this variable says otherwise.
+
+    onnxruntime-gpu on PyPI is a release behind onnxruntime; the variable is read when a model is loaded, and the
+    warnings that replace the refusal come from the default logger.
+    """
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < _FIRST_WITH_OPSET_27:
+        os.environ["ALLOW_RELEASED_ONNX_OPSET_ONLY"] = "0"
+        ort.set_default_logger_severity(3)
+
+
 def open_session(model: Path, provider: str, threads: int | None, device_id: int) -> ort.InferenceSession:
     """A session on one provider; `threads` for one operator, None for one per physical core.
 
@@ -21,6 +36,7 @@ def open_session(model: Path, provider: str, threads: int | None, device_id: int
     the graph cannot be loaded.
     """
     name = _available_provider(provider)
+    _allow_opset_27()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # a plan is kept per input shape, and a decode step of batch 1 has a new one each time: 7 kB per token, without end
@@ -30,7 +46,8 @@ def open_session(model: Path, provider: str, threads: int | None, device_id: int
     providers: list[object] = [name]
     if provider == "cuda":
         ort.preload_dlls()
-        providers = [(name, {"device_id": device_id}), PROVIDERS["cpu"]]
+        # it rounds the inputs of float32 products to TF32's 10 bits unless told not to
+        providers = [(name, {"device_id": device_id, "use_tf32": "0"}), PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(str(model), options, providers=providers)
     except Exception as error:
