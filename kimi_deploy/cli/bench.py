@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kimi_deploy.cli.common import folder_argument, json_option, print_json, print_table, progress, say
+from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, print_json, print_table, progress, say
 from kimi_deploy.errors import UsageError
 
 CURVE_LENGTHS = (128, 1024, 2048, 4096, 8192)
@@ -27,7 +28,7 @@ class DefaultGroup(click.Group):
 def bench_command() -> None:
     """Measure a model's runtimes (`bench MODEL EXPORT`) or the kernels of a GPU (`bench kernels`).
 
-    A folder called `model` or `kernels` is written ./model or ./kernels.
+    A folder called as one of the commands is written with ./ before it.
     """
 
 
@@ -41,7 +42,7 @@ def bench_command() -> None:
     type=click.Choice(("ort", "torch", "transformers", "trt")),
     help="Runtimes to measure, the first is what the others are compared with; trt needs --engine.  [ort, torch]",
 )
-@click.option("--engine", type=click.Path(path_type=Path), metavar="DIR", help="The engine that trt runs, of EXPORT.")
+@click.option("--engine", type=NamedPath(path_type=Path), metavar="DIR", help="The engine that trt runs, of EXPORT.")
 @click.option("--prompt-tokens", default=512, show_default=True, type=click.IntRange(1), help="Tokens of prefill.")
 @click.option(
     "--decode-steps", default=64, show_default=True, type=click.IntRange(1), help="Single-token steps after it."
@@ -57,6 +58,15 @@ def bench_command() -> None:
     "--rounds", default=2, show_default=True, type=click.IntRange(1), help="Processes per runtime, alternating."
 )
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of every runtime.")
+@click.option(
+    "--profile",
+    type=NamedPath(path_type=Path),
+    metavar="DIR",
+    help="Instead: time by operator and by layer of the export on ONNX Runtime, into DIR, with traces for Perfetto.",
+)
+@click.option(
+    "-o", "--output", type=NamedPath(path_type=Path), metavar="FILE", help="Save the report as JSON, for `compare`."
+)
 @click.option("--curve", is_flag=True, help="Instead: ONNX Runtime's decode step from 128 to 8,192 cached tokens.")
 @json_option
 def model_command(
@@ -69,29 +79,40 @@ def model_command(
     repeats: int,
     rounds: int,
     threads: int,
+    profile: Path | None,
+    output: Path | None,
     curve: bool,
     as_json: bool,
 ) -> None:
-    """Measure prefill and decode of the checkpoint MODEL and its EXPORT, batch 1, float32.
+    """Measure prefill and decode of the checkpoint MODEL and its EXPORT, batch 1.
 
-    Every runtime runs in processes of its own, in turn; times are medians, ratios are within this run.
+    Every runtime runs in processes of its own, in turn; times are medians, ratios are within this run. The floor is
+    what reading the export's weights once (decode) or multiplying with them (prefill) takes on this machine, at
+    the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32.
     """
     if curve:
         _curve(export, decode_steps, threads, as_json)
         return
+    if profile is not None:
+        _profile(export, profile, prompt_tokens, decode_steps, threads, as_json)
+        return
+    from kimi_deploy.bench.floors import model_work
     from kimi_deploy.bench.run import run_bench
     from kimi_deploy.bench.worker import Task
     from kimi_deploy.manifest import Manifest
 
     chosen = backends or ("ort", "torch")
-    if "ort" in chosen:
-        Manifest.read(export).check_kind("onnx")
+    manifest = Manifest.read(export)
+    manifest.check_kind("onnx")
     folders = {"ort": export, "trt": _engine(engine, "trt" in chosen)}
     tasks = [
         Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
     ]
     with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
-        report = run_bench(tasks, rounds, advance)
+        report = run_bench(tasks, rounds, advance, model_work(export))
+    report["export"] = {"name": manifest.source["name"], **manifest.details}
+    if output is not None:
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
         print_json(report)
     else:
@@ -124,7 +145,7 @@ def _curve(export: Path, steps: int, threads: int, as_json: bool) -> None:
 def _print_report(report: dict[str, Any], first: str, prompt: int) -> None:
     rows = []
     for name, r in report["results"].items():
-        times = report["times_of_first"][name]
+        times, floor = report["times_of_first"][name], report["times_of_floor"][name]
         rows.append(
             (
                 name,
@@ -132,6 +153,8 @@ def _print_report(report: dict[str, Any], first: str, prompt: int) -> None:
                 _spread(r["decode"], 2),
                 f"{times['prefill']:.2f}",
                 f"{times['decode']:.2f}",
+                f"{floor['prefill']:.2f}",
+                f"{floor['decode']:.2f}",
                 f"{r['load']:.1f}",
                 f"{r['peak_bytes'] / 1e6:.0f}",
             )
@@ -142,11 +165,20 @@ def _print_report(report: dict[str, Any], first: str, prompt: int) -> None:
         "decode (ms/token)",
         f"prefill / {first}",
         f"decode / {first}",
+        "prefill / floor",
+        "decode / floor",
         "load (s)",
         "peak (MB)",
     )
     print_table(headers, rows)
-    click.echo("median (10th, 90th percentile); batch 1, float32; ratios within this run")
+    export, floors = report["export"], report["floors"]
+    click.echo(f"median (10th, 90th percentile); batch 1; {export['name']}, exported in {export['dtype']}; one run")
+    click.echo(
+        f"this machine reads weights at {floors['read_bytes_per_second'] / 1e9:.1f} GB/s, a token needs "
+        f"{floors['work']['decode_bytes'] / 1e6:.1f} MB; it multiplies at "
+        f"{2 * floors['multiply_adds_per_second'] / 1e9:.0f} GFLOP/s, a prompt token needs "
+        f"{2 * floors['work']['prefill_multiply_adds'] / 1e6:.1f} MFLOP"
+    )
 
 
 def _spread(seconds: dict[str, float], digits: int) -> str:
@@ -155,13 +187,62 @@ def _spread(seconds: dict[str, float], digits: int) -> str:
     return f"{median} ({low}, {high})"
 
 
+def _profile(export: Path, folder: Path, prompt: int, steps: int, threads: int, as_json: bool) -> None:
+    from kimi_deploy.bench.profile import profile_export
+
+    with progress("profiling"):
+        report = profile_export(export, folder, prompt, steps, threads)
+    if as_json:
+        print_json(report)
+        return
+    for phase, result in report["phases"].items():
+        total = result["kernel_seconds"]
+        click.echo(f"{phase}: {result['seconds'] * 1e3:.2f} ms a call, of which {total * 1e3:.2f} ms in kernels")
+        rows = [
+            (name, f"{entry['seconds'] * 1e3:.3f}", f"{entry['seconds'] / total:.1%}", f"{entry['calls']:.0f}")
+            for kind in ("operators", "layers")
+            for name, entry in list(result[kind].items())[: 12 if kind == "operators" else None]
+        ]
+        print_table(("operator or layer", "ms", "share", "kernels"), rows)
+    memory = report["memory"]
+    click.echo(", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in memory.items()))
+    click.echo(f"traces for https://ui.perfetto.dev: {', '.join(report['traces'])}")
+
+
+@bench_command.command("compare")
+@click.argument("before", type=NamedPath(path_type=Path), metavar="BEFORE.json")
+@click.argument("after", type=NamedPath(path_type=Path), metavar="AFTER.json")
+@click.option(
+    "--threshold", default=0.1, show_default=True, type=click.FloatRange(0), help="Share by which a time may grow."
+)
+@json_option
+def compare_command(before: Path, after: Path, threshold: float, as_json: bool) -> None:
+    """Compare two reports of `bench MODEL EXPORT -o`; exit code 1 when something became slower.
+
+    What is compared are times over the floor that was measured in the same run, so that a slower machine is not taken
+    for slower code.
+    """
+    from kimi_deploy.bench.compare import compare_reports, read_report
+
+    rows = compare_reports(read_report(before), read_report(after), threshold)
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    else:
+        print_table(
+            ("runtime", "phase", "before / floor", "after / floor", "change", "verdict"),
+            [(r.runtime, r.phase, f"{r.before:.2f}", f"{r.after:.2f}", f"{r.change:+.1%}", r.verdict) for r in rows],
+        )
+    if any(row.verdict == "slower" for row in rows):
+        click.get_current_context().exit(1)
+
+
 @bench_command.command("kernels")
 @click.option("--full", is_flag=True, help="Every shape instead of those that decide; some 500, half an hour or more.")
 @click.option("--budget", type=click.FloatRange(0), help="Seconds after which no further shape starts.")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     metavar="DIR",
     help="Folder for kernels.json and, with the plot extra, kernels.png.",
 )

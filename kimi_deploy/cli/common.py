@@ -11,6 +11,16 @@ from typing import Any
 
 import click
 
+
+class NamedPath(click.Path):
+    """A path that was given: an empty one would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty path names nothing; '.' is the current folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists.")
 
@@ -37,7 +47,7 @@ def output_option(what: str) -> Callable[[Any], Any]:
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=NamedPath(path_type=Path),
         required=True,
         metavar="DIR",
         help=f"Folder for {what}.",
@@ -46,7 +56,7 @@ def output_option(what: str) -> Callable[[Any], Any]:
 
 def folder_argument(name: str) -> Callable[[Any], Any]:
     """A positional folder; the command checks it, knowing what should be in it."""
-    return click.argument(name, type=click.Path(path_type=Path), metavar=name.upper())
+    return click.argument(name, type=NamedPath(path_type=Path), metavar=name.upper())
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import folder_argument, json_option, print_json, say
+from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, print_json, say
 from kimi_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("generate")
 @folder_argument("folder")
 @click.option("--prompt", help="The prompt; without one, standard input is the prompt.")
-@click.option("--prompts-file", type=click.Path(path_type=Path), help="A batch: one prompt per line, in UTF-8.")
+@click.option("--prompts-file", type=NamedPath(path_type=Path), help="A batch: one prompt per line, in UTF-8.")
 @click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template, as a user's message.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="Per prompt.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 @click.option(
     "--capacity", type=click.IntRange(1), help="Tokens of cache per sequence; without it, just what is needed."
 )
-@click.option("--save-state", type=click.Path(path_type=Path), help="Save the state after one prompt.")
-@click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a saved state; a prompt may follow.")
+@click.option("--save-state", type=NamedPath(path_type=Path), help="Save the state after one prompt.")
+@click.option("--load-state", type=NamedPath(path_type=Path), help="Go on from a saved state; a prompt may follow.")
 @json_option
 def generate_command(folder: Path, **options: Any) -> None:
     """Generate text from FOLDER, an export, a checkpoint or an engine.
@@ -53,14 +53,15 @@ def generate_command(folder: Path, **options: Any) -> None:
     One prompt streams to standard output as it is written; a batch is printed at its end. Generation stops at the
     end tokens that the config and the tokenizer name, and at each --stop-id.
     """
+    from kimi_deploy.runtime.sampling import Sampling
+
+    sampling = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])
     _check(options)
     prompts = _prompts(options)
 
     from kimi_deploy.runtime.open import open_runner
-    from kimi_deploy.runtime.sampling import Sampling
     from kimi_deploy.runtime.text_generation import TextGenerator
 
-    sampling = Sampling(options["temperature"], options["top_k"], options["top_p"], options["seed"])
     runner = open_runner(folder, options["backend"], provider=options["provider"], threads=options["threads"])
     generator = TextGenerator(folder, runner)
     ids = [generator.encode(p, chat=options["chat"]) for p in prompts]
@@ -144,7 +145,8 @@ def _prompts(options: dict[str, Any]) -> list[str]:
             return [""]
         if sys.stdin.isatty():
             raise UsageError("no prompt", fix="give --prompt, --prompts-file, or text on standard input")
-        return [_text(sys.stdin.buffer.read(), "standard input")]
+        # the newline that ends a line of text is the shell's, not the prompt's
+        return [_text(sys.stdin.buffer.read(), "standard input").removesuffix("\n").removesuffix("\r")]
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
+from typing import Any
 
 import click
 
@@ -36,6 +38,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"kimi_deploy.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{COMMANDS[cmd_name][0]}_command")
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # whoever read our output has enough (`generate ... | head`): end as SIGPIPE would, with nothing to flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(128 + signal.SIGPIPE)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -18,9 +18,17 @@ MODEL_NAME = "model.onnx"
 class OrtRunner(Runner):
     """Runs an export on ONNX Runtime's CPU or CUDA provider; on CUDA the states stay in device memory."""
 
-    def __init__(self, path: Path | str, provider: str = "cpu", threads: int | None = None, device_id: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        provider: str = "cpu",
+        threads: int | None = None,
+        device_id: int = 0,
+        profile: Path | None = None,
+    ) -> None:
         """Open an export folder, checked against its manifest, or a model file, taken as it is.
 
+        With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`.
         Raises ManifestError or ContractError when the folder is not a whole export of this version, and BackendError
         when ONNX Runtime cannot run it.
         """
@@ -34,9 +42,13 @@ class OrtRunner(Runner):
             manifest.verify(path, hashes=False)
             manifest.check_op_abi()
             model, self.fingerprint = path / MODEL_NAME, str(manifest.source["checkpoint"])
-        self._session = open_session(model, provider, threads, device_id)
+        self._session = open_session(model, provider, threads, device_id, profile)
         self.contract = read_contract(self._session)
         self._device, self._device_id = provider, device_id
+
+    def end_profiling(self) -> str:
+        """Write what was recorded since the runner was opened with `profile`; returns the file's path."""
+        return str(self._session.end_profiling())
 
     def _new_storage(self, batch: int, capacity: int) -> OrtStorage:
         return OrtStorage(self._session, self.contract, self._device, self._device_id, batch, capacity)

@@ -29,8 +29,12 @@ def _allow_opset_27() -> None:
         ort.set_default_logger_severity(3)
 
 
-def open_session(model: Path, provider: str, threads: int | None, device_id: int) -> ort.InferenceSession:
+def open_session(
+    model: Path, provider: str, threads: int | None, device_id: int, profile: Path | None = None
+) -> ort.InferenceSession:
     """A session on one provider; `threads` for one operator, None for one per physical core.
+
+    `profile` is how the name of a profile begins, None for no profile.
 
     `provider` is a key of PROVIDERS. Raises UsageError for another, BackendError when the provider is not there or
     the graph cannot be loaded.
@@ -41,6 +45,9 @@ def open_session(model: Path, provider: str, threads: int | None, device_id: int
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # a plan is kept per input shape, and a decode step of batch 1 has a new one each time: 7 kB per token, without end
     options.enable_mem_pattern = False
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
     providers: list[object] = [name]

@@ -1,6 +1,9 @@
 """`kimi-deploy generate`: streams, batches, resumes, and refuses what makes no sense before loading anything."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,27 @@ def test_the_text_is_that_of_the_runners_tokens(folder: Path) -> None:
 def test_standard_input_is_a_prompt(folder: Path) -> None:
     arguments = ("--max-new-tokens", 8)
     assert run(folder, *arguments, stdin=b"Hello").stdout == run(folder, "--prompt", "Hello", *arguments).stdout
+
+
+def test_the_newline_that_ends_standard_input_is_not_of_the_prompt(folder: Path) -> None:
+    (result,) = as_json(folder, "--max-new-tokens", 8, stdin=b"Hello\n")["results"]
+    assert result["prompt"] == "Hello"
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_traceback(folder: Path) -> None:
+    command = [sys.executable, "-m", "kimi_deploy", "generate", str(folder), "--prompt", "Hello"]
+    process = subprocess.Popen([*command, "--max-new-tokens", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_an_option_out_of_range_is_named_before_what_it_would_do(folder: Path) -> None:
+    with pytest.raises(UsageError, match="top-p is out of range"):
+        run(folder, "--prompt", "Hello", "--top-p", 2)
 
 
 def test_a_file_is_a_batch_of_prompts(folder: Path, tmp_path: Path) -> None:

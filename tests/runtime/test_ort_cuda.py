@@ -51,9 +51,7 @@ def test_prefill_steps_and_padding_equal_the_cpu_provider(cuda: OrtRunner, cpu: 
     states = [r.new_state(2, 256) for r in (cuda, cpu)]
     calls = [(IDS[:, :140], np.array([140, 17])), *((IDS[:, i : i + 1], np.array([1, i % 2])) for i in range(140, 150))]
     for ids, lengths in calls:
-        seen, wanted = (
-            r.forward(ids, s, sequence_lengths=lengths) for r, s in zip((cuda, cpu), states, strict=True)
-        )
+        seen, wanted = (r.forward(ids, s, sequence_lengths=lengths) for r, s in zip((cuda, cpu), states, strict=True))
         assert compare(seen, wanted).within(CLOSE)
     seen_state, wanted_state = (s.snapshot() for s in states)
     for name, tensor in wanted_state.tensors.items():

@@ -1,0 +1,110 @@
+"""What this machine can do at best: the rates that bound a decode step and a prefill, measured in the same run.
+
+A process of its own, as every runtime has: `python -m kimi_deploy.bench.floors THREADS` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from kimi_deploy.config import KimiLinearConfig
+from kimi_deploy.runtime.ort_runner import MODEL_NAME
+from kimi_deploy.weights import weight_table
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SIZE, TOKENS, WEIGHTS = 1536, 512, 24
+"""24 float32 matrices of 1536 x 1536: 226 MB, more than any last cache of a processor for which this matters."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes of weights read per second by products with one row, and multiply-adds per second with 512 rows."""
+
+    read_bytes: float
+    multiply_adds: float
+
+
+def measure_rates(threads: int, repeats: int = 7) -> Rates:
+    """Rates of a chain of ONNX Runtime's float32 matrix products, medians."""
+    chain = _chain(threads)
+    seconds = {}
+    for rows in (1, TOKENS):
+        x = np.random.default_rng(0).standard_normal((rows, SIZE), np.float32)
+        times = []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            chain.run(None, {"x0": x})
+            times.append(time.perf_counter() - began)
+        seconds[rows] = statistics.median(times[1:])
+    elements = WEIGHTS * SIZE * SIZE
+    return Rates(4 * elements / seconds[1], TOKENS * elements / seconds[TOKENS])
+
+
+def _chain(threads: int) -> ort.InferenceSession:
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal((SIZE, SIZE), np.float32) / SIZE**0.5, f"w{i}")
+        for i in range(WEIGHTS)
+    ]
+    nodes = [onnx.helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(WEIGHTS)]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", SIZE])
+        for name in ("x0", f"x{WEIGHTS}")
+    ]
+    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model must do: bytes of weights one decoded token reads, multiply-adds of weights per prefill token."""
+
+    decode_bytes: float
+    prefill_multiply_adds: float
+
+
+def model_work(export: Path) -> Work:
+    """Work on the weights of an export as they are stored, also in 16 or fewer bits.
+
+    Of the experts a token meets the chosen ones, of an embedding that is not also the head its own row. Attention's
+    products over the context and the delta rule are left out: under 2 % of a prefill of 512 tokens of "mini-62m". The
+    head multiplies only the last token of a prefill, so it counts for decode alone.
+    """
+    config = KimiLinearConfig.from_folder(export)
+    chosen = config.num_experts_per_token / config.num_experts if config.num_experts else 1.0
+    read = 0.0
+    graph = onnx.load(export / MODEL_NAME, load_external_data=False).graph
+    for stored in graph.initializer:
+        if stored.name == EMBEDDING and not config.tie_word_embeddings:
+            continue
+        length = next((int(entry.value) for entry in stored.external_data if entry.key == "length"), None)
+        size = len(stored.raw_data) if length is None else length
+        read += size * (chosen if ".experts." in stored.name else 1.0)
+    multiplied = sum(
+        float(np.prod(weight.shape)) * (chosen if ".experts." in weight.name else 1.0)
+        for weight in weight_table(config)
+        if len(weight.shape) > 1 and weight.name not in (EMBEDDING, HEAD)
+    )
+    return Work(read, multiplied)
+
+
+def main() -> None:
+    """Print the rates of this machine with the given number of threads."""
+    rates = measure_rates(int(sys.argv[1]))
+    print(json.dumps({"read_bytes": rates.read_bytes, "multiply_adds": rates.multiply_adds}))
+
+
+if __name__ == "__main__":
+    main()
