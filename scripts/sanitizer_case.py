@@ -1,4 +1,4 @@
-"""Decode and prefill on a small ragged batch, every allocation its own, for compute-sanitizer to watch."""
+"""Every kernel on a small batch, ragged for KDA, every allocation its own, for compute-sanitizer to watch."""
 
 import os
 
@@ -9,13 +9,19 @@ import torch
 
 from kimi_deploy.kernels.kda import KdaKernels
 from kimi_deploy.kernels.library import KernelLibrary
+from kimi_deploy.kernels.standard import StandardKernels
 
 HEADS, DIM, WIDTH = 2, 128, 4
 
 
 def main() -> None:
     torch.manual_seed(0)
-    kernels = KdaKernels(KernelLibrary.open())
+    library = KernelLibrary.open()
+    run_kda(KdaKernels(library))
+    run_standard(StandardKernels(library))
+
+
+def run_kda(kernels: KdaKernels) -> None:
     lengths = torch.tensor([37, 0, 16], dtype=torch.int32)
     for gate, bound in (("softplus", 0.0), ("bounded", -5.0)):
         attributes = {
@@ -30,10 +36,37 @@ def main() -> None:
             arrays = make_arrays(len(lengths), steps)
             arrays["sequence_lengths"] = lengths.clamp(max=steps).cuda()
             run(arrays, attributes)
-            torch.cuda.synchronize()
-            for name in ("output", "present_recurrent_state", "present_conv_state"):
-                if not arrays[name].isfinite().all():
-                    raise SystemExit(f"{run.__name__}, {gate}: {name} is not finite everywhere")
+            check_finite(arrays, f"{run.__name__}, {gate}")
+
+
+def run_standard(kernels: StandardKernels) -> None:
+    """Sizes that fill no vector, no warp and no block; states in place."""
+    for steps in (1, 37):
+        attention = {
+            "query": (2, steps, 4 * 100),
+            "key": (2, steps, 2 * 100),
+            "value": (2, steps, 2 * 30),
+            "past_state": (2, 2, 100, 30),
+            "decay": (2, steps, 2),
+            "beta": (2, steps, 2),
+            "output": (2, steps, 4 * 30),
+        }
+        conv = {"input": (3, 50, steps), "weight": (50, 1, 4), "past_state": (3, 50, 3), "output": (3, 50, steps)}
+        for run, shapes, attributes in (
+            (kernels.linear_attention, attention, {"q_num_heads": 4, "kv_num_heads": 2}),
+            (kernels.causal_conv, conv, {"activation": "silu"}),
+        ):
+            arrays = {name: (torch.rand(shape) - 1).mul(0.1).half().cuda() for name, shape in shapes.items()}
+            arrays["present_state"] = arrays["past_state"]
+            run(arrays, attributes)
+            check_finite(arrays, f"{run.__name__}, {steps} steps")
+
+
+def check_finite(arrays: dict[str, torch.Tensor], what: str) -> None:
+    torch.cuda.synchronize()
+    for name, array in arrays.items():
+        if (name == "output" or name.startswith("present_")) and not array.isfinite().all():
+            raise SystemExit(f"{what}: {name} is not finite everywhere")
 
 
 def make_arrays(batch: int, steps: int) -> dict[str, torch.Tensor]:

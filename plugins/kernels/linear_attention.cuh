@@ -80,7 +80,7 @@ KIMI_DEVICE void sum_over_keys(Floats& x) {
 }
 
 template <class T, int kKeys>
-KIMI_KERNEL(LinearAttentionLayout<kKeys>::kMaxWarps* kWarp, 4)
+KIMI_KERNEL(LinearAttentionLayout<kKeys>::kMaxWarps* kWarp, 3)
 linear_attention(KIMI_GRID_CONSTANT LinearAttentionParams<T> p) {
   using Layout = LinearAttentionLayout<kKeys>;
   constexpr int kQuads = Layout::kLaneRows / 4;

@@ -38,6 +38,38 @@ def test_thousands_of_steps(device, rule):
     assert_correct(device, *case)
 
 
+@pytest.mark.parametrize("seed", range(80))
+def test_any_combination(device, seed):
+    """Everything that a node can choose, drawn at random; what one of the other tests fixes, this one varies."""
+    rng = np.random.default_rng(seed)
+
+    def one_of(*choices):
+        return choices[rng.integers(len(choices))]
+
+    q, kv, k = one_of(*HEADS.values())
+    state_dtype = one_of(None, "float32", "float16", "bfloat16")
+    case = linear_attention_case(
+        rule=one_of(*UPDATE_RULES),
+        batch=one_of(1, 2, 5),
+        steps=one_of(1, 2, 16, 17, 33),
+        q_heads=q,
+        kv_heads=kv,
+        key_heads=k,
+        key_dim=int(rng.integers(1, 300)),
+        value_dim=int(rng.integers(1, 150)),
+        dtype=one_of("float32", "float16", "bfloat16"),
+        state_dtype=state_dtype,
+        decay=one_of("key", "head"),
+        shared_beta=one_of(False, True),
+        scale=one_of(0.0, 0.3),
+        strength=one_of(0.0, 0.01, 1.0),
+        seed=seed,
+    )
+    device.set_seed(seed)
+    assert_correct(device, *case, in_place=state_dtype is not None and one_of(False, True))
+    device.set_seed(1)
+
+
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("decay", ["head", "key"])
 @pytest.mark.parametrize("shared_beta", [False, True])
