@@ -9,6 +9,7 @@ from typing import Any
 
 from kimi_deploy.errors import KimiDeployError, UsageError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.validate.accuracy import read_accuracy
 
 
 def inspect_folder(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
@@ -28,7 +29,14 @@ def inspect_folder(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
         return {"path": str(folder), **_checkpoint(folder)}
     manifest = Manifest.read(folder)
     problems = [str(e) for e in (_attempt(manifest.check_op_abi), _attempt(manifest.verify, folder, hashes)) if e]
-    found = {"path": str(folder), "kind": manifest.kind, "problems": problems, "manifest": manifest.to_dict()}
+    reports = read_accuracy(folder, manifest, whole=not problems)
+    found = {
+        "path": str(folder),
+        "kind": manifest.kind,
+        "problems": problems,
+        "manifest": manifest.to_dict(),
+        "accuracy": [a.to_dict() for a in reports],
+    }
     return found | ({"contract": _contract(folder)} if manifest.kind == "onnx" else {})
 
 

@@ -77,6 +77,11 @@ def _abi(manifest: dict[str, Any]) -> str:
     return ", ".join(f"{op} {abi}" for op, abi in manifest["op_abi"].items())
 
 
+def _accuracy(reports: list[dict[str, str]]) -> str:
+    words = [f"{r['backend'] or r['name']}: {r['standing']}" + f" ({r['detail']})" * bool(r["detail"]) for r in reports]
+    return ", ".join(words) or "no report (kimi-deploy validate writes one)"
+
+
 def _print_files(manifest: dict[str, Any]) -> None:
     for name, entry in manifest["files"].items():
         click.echo(f"  {entry['bytes']:>14,}  {entry['sha256'][:16]}  {name}")
@@ -118,6 +123,7 @@ def _print_export(found: dict[str, Any]) -> None:
             **_quantization(details),
             "bodies": f"{details.get('body')}, opset {details.get('opset')}",
             "op ABI": _abi(manifest),
+            "accuracy": _accuracy(found["accuracy"]),
         }
     )
     _print_files(manifest)
@@ -137,6 +143,7 @@ def _print_engine(found: dict[str, Any]) -> None:
             "dtype": details["dtype"],
             "plugin layers": ", ".join(f"{count} {op}" for op, count in details["plugins"].items()) or "none",
             "op ABI": _abi(manifest),
+            "accuracy": _accuracy(found["accuracy"]),
         }
     )
     _print_files(manifest)

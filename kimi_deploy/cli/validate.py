@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import folder_argument, json_option, print_json, print_table, progress, say
+from kimi_deploy.cli.common import json_option, print_json, print_table, progress, say
 
 if TYPE_CHECKING:
     from kimi_deploy.validate.report import Report
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 THOROUGH = {"greedy_tokens": 1000, "long_tokens": 4096}
 
 
+def _folder(name: str) -> Any:
+    return click.argument(name, type=click.Path(path_type=Path), metavar=name.upper(), required=False)
+
+
 @click.command("validate")
-@folder_argument("model")
-@folder_argument("export")
+@_folder("model")
+@_folder("export")
 @click.option("--text", type=click.Path(path_type=Path), help="Check on this text file too.")
 @click.option("--prompts-file", type=click.Path(path_type=Path), help="Check on each line of this text file too.")
 @click.option("--max-tokens", default=96, show_default=True, type=click.IntRange(1), help="Tokens per prompt at most.")
@@ -44,18 +48,24 @@ THOROUGH = {"greedy_tokens": 1000, "long_tokens": 4096}
     "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Of ONNX Runtime."
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of ONNX Runtime.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report with plots to this file.")
 @click.option("--no-attach", is_flag=True, help="Do not write the report into EXPORT.")
+@click.option(
+    "--self-test", is_flag=True, help="Plant known faults in a small export, or in EXPORT; all must be found."
+)
 @json_option
 @click.pass_context
 def validate_command(
     ctx: click.Context,
-    model: Path,
-    export: Path,
+    model: Path | None,
+    export: Path | None,
     thorough: bool,
     checks: tuple[str, ...],
     prompt_index: int | None,
     layer: int | None,
+    html: Path | None,
     no_attach: bool,
+    self_test: bool,
     as_json: bool,
     **sizes: Any,
 ) -> None:
@@ -65,12 +75,21 @@ def validate_command(
     after a snapshot, it must give what PyTorch gives in one pass. Exits 1 when anything is outside
     kimi_deploy/validate/tolerances.toml. The report is written into EXPORT, where `inspect` finds it.
     """
-    if thorough:
-        for name, value in THOROUGH.items():
-            if ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT:
-                sizes[name] = value
-    settings = _settings(checks, prompt_index, layer, sizes)
-    passed = _validate(model, export, settings, attach=not no_attach, as_json=as_json)
+    from kimi_deploy.errors import UsageError
+
+    if (model is None) != (export is None) or (model is None and not self_test):
+        raise UsageError("MODEL and EXPORT are both needed", fix="kimi-deploy validate MODEL EXPORT")
+    if self_test:
+        passed = _self_test(model, export, sizes["threads"], as_json)
+    else:
+        assert model is not None
+        assert export is not None
+        if thorough:
+            for name, value in THOROUGH.items():
+                if ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT:
+                    sizes[name] = value
+        settings = _settings(checks, prompt_index, layer, sizes)
+        passed = _validate(model, export, settings, html, attach=not no_attach, as_json=as_json)
     if not passed:
         ctx.exit(1)
 
@@ -86,11 +105,18 @@ def _settings(checks: tuple[str, ...], prompt: int | None, layer: int | None, si
     return Settings(**sizes, selection=Selection(checks or CHECKS, prompt, layer))
 
 
-def _validate(model: Path, export: Path, settings: Settings, *, attach: bool, as_json: bool) -> bool:
+def _validate(model: Path, export: Path, settings: Settings, html: Path | None, *, attach: bool, as_json: bool) -> bool:
+    from kimi_deploy.manifest import write_text
     from kimi_deploy.validate.accuracy import attach as attach_report
     from kimi_deploy.validate.run import validate_export
 
+    if html is not None:
+        _check_writable(html)
     report = validate_export(model, export, settings, progress)
+    if html is not None:
+        from kimi_deploy.validate.html import page
+
+        write_text(html, page(report.to_dict()))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -103,6 +129,13 @@ def _validate(model: Path, export: Path, settings: Settings, *, attach: bool, as
     return report.passed
 
 
+def _check_writable(path: Path) -> None:
+    from kimi_deploy.errors import UsageError
+
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError("--html cannot be written", seen=str(path), expected="a file in a folder that exists")
+
+
 def _print_report(report: Report) -> None:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
@@ -110,6 +143,7 @@ def _print_report(report: Report) -> None:
     rows = []
     for line in report.summary():
         worst = "" if line["worst_state"] is None else f"{line['state_peak']:.1e} {line['worst_state']}"
+        worst = worst if line["state_peak"] else "equal"
         verdict = "[green]pass[/]" if line["passed"] else "[red]FAIL[/]"
         choices = f"{line['choices']} expert choices on near ties" if line["choices"] else ""
         rows.append(
@@ -137,7 +171,7 @@ def _print_report(report: Report) -> None:
     if noise and prefill:
         what = "in that dtype" if any(not r.judged for r in report.rows) else "between its recurrent and chunkwise form"
         click.echo(
-            f"PyTorch's own noise {what}: logits rms {noise:.1e}; the export's is {max(prefill) / noise:.1f} of it"
+            f"PyTorch's own noise {what}: logits rms {noise:.1e}; the export's is {max(prefill) / noise:.3g} times that"
         )
     click.echo(f"{report.backend} against PyTorch: {'pass' if report.passed else 'FAIL'}")
     if report.failure is not None:
@@ -147,3 +181,22 @@ def _print_report(report: Report) -> None:
         if report.failure.where_to_look:
             click.echo(f"where to look: {report.failure.where_to_look}")
         click.echo(f"again, just this: {report.failure.command}")
+
+
+def _self_test(model: Path | None, export: Path | None, threads: int | None, as_json: bool) -> bool:
+    from kimi_deploy.validate.faults.self_test import run_self_test
+
+    outcomes = run_self_test(model, export, threads, progress)
+    if as_json:
+        print_json({"passed": all(o.passed for o in outcomes), "faults": [o.to_dict() for o in outcomes]})
+    else:
+        rows = [
+            (o.fault, o.planted, o.check, o.named, o.note, "[green]pass[/]" if o.passed else "[red]FAIL[/]")
+            for o in outcomes
+        ]
+        print_table(("fault", "planted in", "caught by", "first difference", "", "verdict"), rows)
+        caught = sum(o.passed for o in outcomes[1:])
+        click.echo(
+            f"{caught} of {len(outcomes) - 1} faults caught and named; the export without one: {outcomes[0].named}"
+        )
+    return all(o.passed for o in outcomes)

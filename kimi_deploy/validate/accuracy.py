@@ -41,7 +41,7 @@ def attach(folder: Path, report: dict[str, Any]) -> Path:
     """
     path = folder / report_name(report["backend"])
     manifest = Manifest.read(folder)
-    write_text(path, json.dumps(report, indent=1) + "\n")
+    write_text(path, json.dumps(report, separators=(",", ":")) + "\n")
     complete = replace(manifest, reports={**manifest.reports, path.name: sha256(path)})
     write_text(folder / MANIFEST_NAME, json.dumps(complete.to_dict(), indent=2) + "\n")
     return path

@@ -108,7 +108,8 @@ class Reference:
         for name, value in seen.by_position().items():
             expected = logits if name == "logits" else states[name][start:stop]
             error = np.abs(value[start:stop].astype(np.float64) - expected).reshape(len(logits), -1).max(-1)
-            worst = np.maximum(worst, error / (np.abs(value.astype(np.float64)).max() or 1.0))
+            peak = np.abs(np.nan_to_num(value.astype(np.float64), posinf=0.0, neginf=0.0)).max() or 1.0
+            worst = np.maximum(worst, error / peak)
         # no choice explains what is not finite
         return np.nan_to_num(worst / self.tolerance.peak, nan=np.inf)
 

@@ -122,13 +122,17 @@ class Report:
 
     @property
     def first_failure(self) -> Row | None:
-        """The first failed row of the first failed check: states come in layer order, so this is where to look."""
+        """Of the first check that failed, the first wrong tensor in the model's order, of whichever prompt.
+
+        Every later layer inherits an error, and so do the logits: the first tensor is where to look.
+        """
         failed = [r for r in self.rows if r.judged and not r.passed]
         if not failed:
             return None
-        same = [r for r in failed if (r.check, r.prompt) == (failed[0].check, failed[0].prompt)]
-        # every later layer inherits an error, and so do the logits
-        return next((r for r in same if not r.tensor.startswith("logits")), same[0])
+        check = [r for r in self.rows if r.check == failed[0].check]
+        order = {name: at for at, name in enumerate(dict.fromkeys(r.tensor for r in check if r.tensor != "logits"))}
+        wrong = [r for r in failed if r.check == failed[0].check]
+        return min(wrong, key=lambda r: order.get(r.tensor, len(order)))
 
     def noise(self) -> float | None:
         """The largest rms error of the reference's own logits, over their rms; None where it was not measured."""
@@ -164,15 +168,6 @@ class Report:
                 }
             )
         return lines
-
-    def by_state(self) -> dict[str, dict[str, float]]:
-        """Of every check, the worst peak error of each state tensor and of the logits, in the model's order."""
-        found: dict[str, dict[str, float]] = {}
-        for row in self.rows:
-            if row.difference is not None:
-                errors = found.setdefault(row.check, {})
-                errors[row.tensor] = max(row.peak, errors.get(row.tensor, 0.0))
-        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, of version REPORT_VERSION; docs/validation.md says what each key means."""

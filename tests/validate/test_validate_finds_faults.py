@@ -1,22 +1,23 @@
 """validate passes a right export and fails, at the right place, graphs that are wrong in ways shapes do not show."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
+from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import ManifestError, UsageError, ValidationError
 from kimi_deploy.manifest import Manifest
+from kimi_deploy.validate.faults.catalogue import FAULTS
+from kimi_deploy.validate.faults.graph import Graph
 from kimi_deploy.validate.report import Report
 from kimi_deploy.validate.run import Settings, validate_export
-from kimi_deploy.validate.selection import CHECKS
+from kimi_deploy.validate.selection import CHECKS, Selection
 from tests.configs import config
 from tests.graph.conftest import no_progress
 from tests.models import write_model
@@ -27,37 +28,12 @@ def validate(model: Path, exported: Path, max_tokens: int = 24, text: Path | Non
     return validate_export(model, exported, settings, no_progress)
 
 
-Fault = Callable[[Path], None]
-"""Edits the model.onnx and weights.bin of a folder."""
-
-
-def planted(exported: Path, target: Path, fault: Fault) -> Path:
-    """A copy of the export with a fault and the manifest written anew, as if export itself had made it."""
-    shutil.copytree(exported, target)
-    fault(target)
-    Manifest.read(target).write(target)
+def planted(exported: Path, target: Path, name: str) -> Path:
+    """A copy of the export with a fault of the catalogue, and a manifest as if export itself had made it."""
+    graph = Graph(exported)
+    next(f for f in FAULTS if f.name == name).plant(graph)
+    graph.save(target)
     return target
-
-
-def scale_weight(name: str, factor: float) -> Fault:
-    def fault(folder: Path) -> None:
-        model = ir.load(folder / "model.onnx")
-        value = model.graph.initializers[name]
-        value.const_value = ir.Tensor(np.array(value.const_value.numpy()) * np.float32(factor), name=name)
-        ir.save(model, folder / "model.onnx", external_data="weights.bin")
-
-    return fault
-
-
-def swap_key_and_value_of_the_state(folder: Path) -> None:
-    """Square, so that every shape check passes."""
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    name = "present.1.recurrent_state"
-    for node in model.graph.node:
-        if name in node.output:
-            node.output[list(node.output).index(name)] = "unswapped"
-    model.graph.node.append(onnx.helper.make_node("Transpose", ["unswapped"], [name], perm=[0, 1, 3, 2]))
-    onnx.save(model, folder / "model.onnx")
 
 
 def test_a_right_export_passes_every_check(model: Path, exported: Path) -> None:
@@ -79,23 +55,34 @@ def test_a_right_export_passes_every_check(model: Path, exported: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "check", "tensor"),
+    ("fault", "check", "tensor", "looking"),
     [
-        (scale_weight("model.layers.1.self_attn.conv_weight", 1.01), "prefill", "1.recurrent_state"),
-        (scale_weight("model.layers.1.mlp.gate.e_score_correction_bias", 0.0), "prefill", "2.latent"),
-        (scale_weight("model.layers.2.self_attn.kv_b_proj.weight", 1.01), "prefill", "logits"),
-        (swap_key_and_value_of_the_state, "prefill", "1.recurrent_state"),
+        ("swapped state", "prefill", "1.recurrent_state", "the delta rule"),
+        ("missing attention scale", "prefill", "logits", "attention and its projection"),
+        ("ignored past", "split-prefill", "1.recurrent_state", "the delta rule"),
+        ("counted padding", "ragged-batch", "1.conv_state", "layer 0"),
     ],
-    ids=["conv weight", "router bias", "kv_b weight", "state order"],
 )
-def test_a_wrong_graph_fails_and_the_first_wrong_tensor_is_named(
-    fault: Fault, check: str, tensor: str, model: Path, exported: Path, tmp_path: Path
+def test_the_first_wrong_tensor_is_named_and_the_command_shows_just_that(
+    fault: str, check: str, tensor: str, looking: str, model: Path, exported: Path, tmp_path: Path
 ) -> None:
-    report = validate(model, planted(exported, tmp_path / "wrong", fault))
+    wrong = planted(exported, tmp_path / "wrong", fault)
+    report = validate(model, wrong)
     assert not report.passed
-    first = report.first_failure
-    assert first is not None
-    assert (first.check, first.tensor) == (check, tensor)
+    assert report.failure is not None
+    assert (report.failure.row.check, report.failure.row.tensor) == (check, tensor)
+    assert looking in report.failure.where_to_look
+    words = shlex.split(report.failure.command)
+    assert words[:4] == ["kimi-deploy", "validate", str(model), str(wrong)]
+    done = CliRunner().invoke(cli, [*words[1:], "--json"])
+    again = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert {(r["check"], r["prompt_index"]) for r in again["rows"]} == {(check, report.failure.row.prompt_index)}
+    assert again["first_failure"]["tensor"] == tensor
+    if tensor != "logits":
+        assert {r["tensor"].split(".")[0] for r in again["rows"]} == {tensor.split(".")[0]}
+    # a part is no verdict on the whole
+    assert not Manifest.read(wrong).reports
 
 
 def test_files_that_changed_after_export_are_refused(model: Path, exported: Path, tmp_path: Path) -> None:
@@ -143,8 +130,33 @@ def test_an_empty_report_has_proven_nothing() -> None:
     assert not Report("none", tolerance("graph_float32")).passed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nonsense"], "--only with one of reference-forms"),
+        (["--prompt-index", "99"], "--prompt-index is out of range"),
+        (["--layer", "7"], "0 to 2"),
+        (["--html", "/no/such/folder/page.html"], "--html cannot be written"),
+    ],
+)
+def test_a_part_that_does_not_exist_is_refused(arguments: list[str], message: str, model: Path, exported: Path) -> None:
+    done = CliRunner().invoke(cli, ["validate", str(model), str(exported), *arguments])
+    assert isinstance(done.exception, UsageError)
+    assert message in str(done.exception)
+
+
+def test_each_line_of_a_prompts_file_is_a_prompt(model: Path, exported: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("first\n\nsecond line\n", encoding="utf-8")
+    settings = Settings(max_tokens=8, long_tokens=8, prompts_file=lines, threads=1, selection=Selection(("prefill",)))
+    report = validate_export(model, exported, settings, no_progress)
+    own = [p for p in report.facts["prompts"] if p["name"].startswith("prompts.txt")]
+    assert own == [{"name": "prompts.txt:1", "tokens": 5}, {"name": "prompts.txt:3", "tokens": 8}]
+    assert report.passed
+
+
 def test_the_command_exits_0_or_1_and_prints_json(model: Path, exported: Path, tmp_path: Path) -> None:
-    wrong = planted(exported, tmp_path / "wrong", scale_weight("model.layers.1.self_attn.conv_weight", 1.01))
+    wrong = planted(exported, tmp_path / "wrong", "zeroed slice")
     for folder, code in ((exported, 0), (wrong, 1)):
         done = subprocess.run(
             [
@@ -155,7 +167,10 @@ def test_the_command_exits_0_or_1_and_prints_json(model: Path, exported: Path, t
                 str(model),
                 str(folder),
                 "--json",
+                "--no-attach",
                 "--max-tokens",
+                "8",
+                "--long-tokens",
                 "8",
                 "--greedy-tokens",
                 "4",

@@ -1,0 +1,72 @@
+"""Every planted fault is caught, by the right check at the right tensor; one that is missed is called missed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kimi_deploy.cli.main import cli
+from kimi_deploy.validate.faults import self_test
+from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
+from kimi_deploy.validate.faults.self_test import run_self_test
+from tests.graph.conftest import no_progress
+
+
+def test_every_fault_is_caught_and_named_and_the_right_export_passes(model: Path, exported: Path) -> None:
+    control, *outcomes = run_self_test(model, exported, 1, no_progress)
+    assert control.passed
+    assert [o.fault for o in outcomes] == [f.name for f in FAULTS]
+    assert [o for o in outcomes if not o.passed] == []
+    notes = {o.fault: o.note for o in outcomes}
+    assert notes["swapped state"] == "key and value axes are swapped"
+    assert notes["late convolution window"] == "the window is one token late"
+    assert notes["bfloat16 state"] == "every value has only a bfloat16's bits"
+    assert notes["stale cache slot"] == "only token 39 of 40 is wrong, which was never written"
+    assert notes["zeroed slice"].endswith("are zero")
+
+
+def test_following_expert_choices_hides_no_fault_of_a_16_bit_export(tiny: Path, tiny_float16: Path) -> None:
+    control, *outcomes = run_self_test(tiny, tiny_float16, 1, no_progress)
+    assert control.passed
+    assert [o.fault for o in outcomes] == [f.name for f in FAULTS if not f.fine]
+    assert [o for o in outcomes if not o.passed] == []
+
+
+def test_the_command_needs_no_model_and_reports_each_fault() -> None:
+    done = CliRunner().invoke(cli, ["validate", "--self-test", "--threads", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["passed"] is True
+    assert len(found["faults"]) == len(FAULTS) + 1
+
+
+def test_a_fault_that_escapes_or_is_misnamed_fails(
+    model: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped = next(f for f in FAULTS if f.name == "swapped state")
+
+    def elsewhere(graph: object) -> Planted:
+        found = swapped.plant(graph)
+        return Planted(found.where, found.check, ("0.conv_state",))
+
+    harmless = Fault("nothing", lambda graph: Planted("nowhere", "prefill", ("logits",)))
+    monkeypatch.setattr(self_test, "FAULTS", (harmless, Fault("misnamed", elsewhere)))
+    done = CliRunner().invoke(cli, ["validate", str(model), str(exported), "--self-test", "--threads", "1", "--json"])
+    assert done.exit_code == 1
+    assert [(f["fault"], f["passed"], f["note"]) for f in json.loads(done.stdout)["faults"]] == [
+        ("none", True, ""),
+        ("nothing", False, "escaped"),
+        ("misnamed", False, "expected prefill, 0.conv_state"),
+    ]
+
+
+def test_a_broken_export_fails_as_its_own_control(
+    model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = self_test.Graph(exported)
+    next(f for f in FAULTS if f.name == "zeroed slice").plant(graph)
+    graph.save(tmp_path / "broken")
+    monkeypatch.setattr(self_test, "FAULTS", ())
+    (control,) = run_self_test(model, tmp_path / "broken", 1, no_progress)
+    assert (control.passed, control.named) == (False, "fails")
