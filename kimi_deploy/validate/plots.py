@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 66
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 22, 66
 SMALLEST = 1e-9
 """Where an error axis ends: smaller errors, zero among them, are drawn there."""
 
