@@ -23,3 +23,7 @@ interprets_triton = pytest.mark.skipif(
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler on this machine")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open a page in")
+needs_tensorrt_headers = pytest.mark.skipif(
+    importlib.util.find_spec("kernel_lens") is None,
+    reason="no package with TensorRT's C++ headers is installed (pip install --no-deps kernel-lens)",
+)

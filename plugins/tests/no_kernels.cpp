@@ -1,0 +1,15 @@
+// The kernels' C ABI without kernels: every call succeeds at once. What a plugin then takes is its own.
+#include "../kernels/kimi_kernels.h"
+
+extern "C" {
+
+uint32_t kimi_abi_version(void) { return KIMI_ABI_VERSION; }
+const char* kimi_backend(void) { return "none"; }
+const char* kimi_last_error(void) { return ""; }
+
+int32_t kimi_kda_workspace(const KimiKdaArguments*, size_t* bytes) {
+  *bytes = 0;
+  return KIMI_OK;
+}
+int32_t kimi_kda(const KimiKdaArguments*) { return KIMI_OK; }
+}

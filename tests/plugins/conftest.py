@@ -1,0 +1,54 @@
+"""The plugin library under test, driven by the host: emulated kernels everywhere, device memory with `-m gpu`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kimi_deploy.engine.plugin_library import FILES, default_path
+from tests.kernels.build import build
+
+from .host import Host
+from .memory import CudaMemory, HostMemory, Memory
+
+
+def headers() -> Path:
+    """TensorRT's headers of the package that carries them; its code is not imported."""
+    spec = importlib.util.find_spec("kernel_lens")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "include" / "tensorrt"
+
+
+@pytest.fixture(scope="session")
+def plugin_build() -> Path:
+    """The emulated plugin library, the one without kernels, and the host."""
+    options = (
+        "-DKIMI_CUDA=OFF",
+        "-DKIMI_PLUGIN_TESTS=ON",
+        "-DKIMI_TENSORRT=AUTO",
+        f"-DTENSORRT_INCLUDE_DIR={headers()}",
+    )
+    targets = ("kimi_plugins_emulated", "kimi_plugins_without_kernels", "kimi_plugin_host", "plugin_cost")
+    return build("plugins-emulated", *options, targets=targets)
+
+
+@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def driven(request: pytest.FixtureRequest, plugin_build: Path) -> Iterator[tuple[Host, Memory]]:
+    """A library and the memory that its pointers lead to."""
+    cuda = request.param == "cuda"
+    library = default_path("cuda") if cuda else plugin_build / FILES["emulated"]
+    host = Host(plugin_build / "libkimi_plugin_host.so", library)
+    yield host, CudaMemory() if cuda else HostMemory()
+    host.close()
+
+
+@pytest.fixture(scope="session")
+def host(plugin_build: Path) -> Iterator[Host]:
+    """The emulated library."""
+    host = Host(plugin_build / "libkimi_plugin_host.so", plugin_build / FILES["emulated"])
+    yield host
+    host.close()

@@ -1,0 +1,129 @@
+"""A plugin's whole life, in the order in which TensorRT builds and runs an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from kimi_deploy.ops.plugins import PluginSpec
+from kimi_deploy.ops.spec import AttributeValue
+
+from .host import HWC8, Host, Plugin, Tensor, numpy_dtype
+from .memory import Buffer, Memory, contents
+
+NAN = b"\xff"
+"""Every float of these bytes is a NaN."""
+
+
+def output_tensors(
+    spec: PluginSpec, inputs: Sequence[Tensor], attributes: Mapping[str, AttributeValue]
+) -> list[Tensor]:
+    """What the spec says of the outputs."""
+    ports = spec.op.inputs[: len(inputs)]
+    full = spec.op.bind({p.name: t.shape for p, t in zip(ports, inputs, strict=True)}, attributes)
+    model = {p.dtype: t.dtype for p, t in zip(ports, inputs, strict=True)}
+    kinds = {"T": inputs[0].dtype, "S": model.get("S", inputs[0].dtype), "float32": "float32", "int32": "int32"}
+    return [
+        Tensor(shape, kinds[p.dtype]) for shape, p in zip(spec.op.output_shapes(full), spec.op.outputs, strict=True)
+    ]
+
+
+@dataclass
+class Context:
+    """A plugin attached to an execution context, with a workspace of its own."""
+
+    plugin: Plugin
+    spec: PluginSpec
+    attributes: Mapping[str, AttributeValue]
+    memory: Memory
+    workspace: Buffer
+    last_shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def run(self, inputs: Sequence[np.ndarray], *, in_place: bool = False) -> dict[str, np.ndarray]:
+        """One enqueue on buffers of exactly the right sizes, outputs and workspace full of NaN before it.
+
+        Inputs must come out as they went in; `in_place`: but for states, which are outputs too.
+        """
+        tensors = [Tensor.of(a) for a in inputs]
+        made = output_tensors(self.spec, tensors, self.attributes)
+        memory = self.memory
+        read = [memory.allocate(a.nbytes) for a in inputs]
+        for buffer, array in zip(read, inputs, strict=True):
+            memory.write(buffer, array.tobytes())
+        names = [p.name for p in self.spec.op.inputs]
+        past = {names.index(a): b for a, b in self.spec.op.aliases} if in_place else {}
+        of_output = {b: read[a] for a, b in past.items()}
+        written = []
+        for port, tensor in zip(self.spec.op.outputs, made, strict=True):
+            size = prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize
+            written.append(of_output.get(port.name) or memory.allocate(size))
+            if port.name not in of_output:
+                memory.write(written[-1], NAN * size)
+        memory.write(self.workspace, NAN * self.workspace.size)
+        shapes = [t.shape for t in tensors]
+        if shapes != self.last_shapes:
+            assert self.plugin.shape_change(tensors, made), self.plugin.host.messages()
+            self.last_shapes = shapes
+        ok = self.plugin.enqueue(
+            tensors,
+            made,
+            [b.address for b in read],
+            [b.address for b in written],
+            self.workspace.address,
+            memory.stream(),
+        )
+        assert ok, self.plugin.host.messages()
+        memory.synchronize()
+        contents(memory, self.workspace)
+        for index, (buffer, array) in enumerate(zip(read, inputs, strict=True)):
+            assert index in past or contents(memory, buffer) == array.tobytes(), f"input {index} was written"
+        return {
+            port.name: np.frombuffer(contents(memory, b), numpy_dtype(t.dtype)).reshape(t.shape)
+            for port, b, t in zip(self.spec.op.outputs, written, made, strict=True)
+        }
+
+
+@contextmanager
+def built(
+    host: Host,
+    memory: Memory,
+    spec: PluginSpec,
+    fields: Mapping[str, AttributeValue],
+    inputs: Sequence[Tensor],
+    *,
+    contexts: int = 1,
+) -> Iterator[list[Context]]:
+    """Build phase, plan and runtime of a plugin for the profile of `inputs`: what is left are attached contexts.
+
+    On the way everything that TensorRT asks is checked against the spec; each object goes once the next is made.
+    """
+    full = spec.complete(fields)
+    attributes = {a.name: full[a.name] for a in spec.op.attributes}
+    outputs = output_tensors(spec, inputs, attributes)
+    with host.plugin(spec.op.name, list(fields.items())) as first:
+        assert first is not None, host.messages()
+        assert first.identity == f"{spec.op.name} {spec.version} {spec.namespace}"
+        assert first.output_types([t.dtype for t in inputs]) == [t.dtype for t in outputs]
+        assert first.output_shapes(inputs) == [t.shape for t in outputs]
+        for position in range(len(inputs) + len(outputs)):
+            assert first.supports(position, inputs, outputs), position
+            every = [*inputs, *outputs]
+            tensor = every[position]
+            every[position] = Tensor(tensor.shape, tensor.dtype, format=HWC8)
+            assert not first.supports(position, every[: len(inputs)], every[len(inputs) :]), position
+        with first.clone() as clone:
+            assert clone.configure(inputs, outputs), host.messages()
+            size = clone.workspace(inputs, outputs)
+            serialized = clone.serialize()
+    assert host.messages() == ""
+    with ExitStack() as stack:
+        with host.plugin_from(spec.op.name, serialized) as read:
+            assert read is not None, host.messages()
+            assert read.serialize() == serialized
+            attached = [stack.enter_context(read.attach()) for _ in range(contexts)]
+        yield [Context(p, spec, attributes, memory, memory.allocate(size)) for p in attached]
+    assert host.messages() == ""
