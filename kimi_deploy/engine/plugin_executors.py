@@ -9,8 +9,16 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kimi_deploy.engine.plugin_call import Executor, PluginCall
-from kimi_deploy.errors import BackendError
-from kimi_deploy.kernels.abi import DATA_TYPES, GATES, KdaArguments
+from kimi_deploy.errors import BackendError, ContractError
+from kimi_deploy.kernels.abi import (
+    ACTIVATIONS,
+    DATA_TYPES,
+    GATES,
+    UPDATE_RULES,
+    CausalConvArguments,
+    KdaArguments,
+    LinearAttentionArguments,
+)
 from kimi_deploy.kernels.library import KernelLibrary, default_path
 from kimi_deploy.ops.registry import OPS
 
@@ -46,6 +54,70 @@ def _kda(call: PluginCall) -> KdaArguments:
     return _with_memory(arguments, call)
 
 
+def _linear_attention(call: PluginCall) -> LinearAttentionArguments:
+    fields, symbols, bound = call.fields, call.symbols, call.bindings
+    rule, states = str(fields["update_rule"]), symbols["kv_num_heads"]
+    for name, needed in (("decay", "gated" in rule), ("beta", "delta" in rule)):
+        if (name in bound) != needed:
+            raise ContractError(
+                f"plugin {call.plugin.label}: update_rule {rule} {'needs' if needed else 'takes no'} {name}",
+                fix="python -m kimi_deploy.onnx.standard_nodes writes a graph whose nodes have what they need",
+            )
+    key_dim = _quotient("query", symbols["query_size"], symbols["q_num_heads"])
+    per_key = symbols.get("decay_size", states) != states
+    shared = symbols.get("beta_size") == 1
+    for name, size, sizes in (
+        ("decay", symbols.get("decay_size"), (states, states * key_dim)),
+        ("beta", symbols.get("beta_size"), (1, states)),
+    ):
+        if size is not None and size not in sizes:
+            raise ContractError(
+                f"plugin {call.plugin.label}: input {name} has the wrong size on axis 2",
+                seen=str(size),
+                expected=f"one of {sizes}",
+            )
+    state = bound.get("past_state", call.inputs[0])
+    arguments = LinearAttentionArguments(
+        struct_size=ctypes.sizeof(LinearAttentionArguments),
+        data_type=DATA_TYPES[call.inputs[0].dtype],
+        state_type=DATA_TYPES[state.dtype],
+        update_rule=UPDATE_RULES[rule],
+        batch=symbols["batch"],
+        sequence=symbols["sequence"],
+        q_num_heads=symbols["q_num_heads"],
+        kv_num_heads=states,
+        key_num_heads=_quotient("key", symbols["key_size"], key_dim),
+        key_dim=key_dim,
+        value_dim=_quotient("value", symbols["value_size"], states),
+        decay_per_key=int(per_key),
+        beta_num_heads=1 if shared else states,
+        scale=fields["scale"],
+    )
+    return _with_memory(arguments, call)
+
+
+def _quotient(what: str, size: int, parts: int) -> int:
+    if parts < 1 or size % parts or size == 0:
+        raise ContractError(f"{what} does not divide into heads", seen=f"{size} values, {parts} parts")
+    return size // parts
+
+
+def _causal_conv(call: PluginCall) -> CausalConvArguments:
+    if call.fields["ndim"] != 1:
+        raise ContractError(f"plugin {call.plugin.label}: ndim is {call.fields['ndim']}", expected="1")
+    symbols = call.symbols
+    arguments = CausalConvArguments(
+        struct_size=ctypes.sizeof(CausalConvArguments),
+        data_type=DATA_TYPES[call.inputs[0].dtype],
+        activation=ACTIVATIONS[str(call.fields["activation"])],
+        batch=symbols["batch"],
+        channels=symbols["channels"],
+        sequence=symbols["length"],
+        width=symbols["kernel_size"],
+    )
+    return _with_memory(arguments, call)
+
+
 def _with_memory(arguments: Any, call: PluginCall) -> Any:
     """The struct's pointers have the names of the ports."""
     for name, binding in call.bindings.items():
@@ -56,7 +128,11 @@ def _with_memory(arguments: Any, call: PluginCall) -> Any:
     return arguments
 
 
-LAUNCHERS: dict[str, Launcher] = {"KimiDeltaAttention": Launcher(_kda, "kimi_kda", "kimi_kda_workspace")}
+LAUNCHERS: dict[str, Launcher] = {
+    "KimiDeltaAttention": Launcher(_kda, "kimi_kda", "kimi_kda_workspace"),
+    "LinearAttention": Launcher(_linear_attention, "kimi_linear_attention", "kimi_linear_attention_workspace"),
+    "CausalConvWithState": Launcher(_causal_conv, "kimi_causal_conv"),
+}
 """By op."""
 
 

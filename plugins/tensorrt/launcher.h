@@ -34,6 +34,7 @@ struct Launcher {
 
   // Bytes of workspace of an invocation; KIMI_OK, or why the kernels do not take its sizes or types (kimi_last_error).
   // Pointers are not looked at. Grows with every size.
+  // Throws Refusal for what the kernels' C ABI cannot even say.
   int32_t (*workspace)(const Invocation&, size_t* bytes);
 
   // Launches on the invocation's stream. No allocation, no synchronisation.
@@ -41,5 +42,7 @@ struct Launcher {
 };
 
 const Launcher& kda_launcher();
+const Launcher& linear_attention_launcher();
+const Launcher& causal_conv_launcher();
 
 }  // namespace kimi

@@ -14,8 +14,9 @@ namespace {
 using nvinfer1::IPluginCreatorInterface;
 
 struct Creators {
-  PluginCreator items[1] = {PluginCreator(kda_launcher())};
-  IPluginCreatorInterface* pointers[1] = {&items[0]};
+  PluginCreator items[3] = {PluginCreator(kda_launcher()), PluginCreator(linear_attention_launcher()),
+                            PluginCreator(causal_conv_launcher())};
+  IPluginCreatorInterface* pointers[3] = {&items[0], &items[1], &items[2]};
 };
 
 constexpr int32_t kCount = static_cast<int32_t>(sizeof(Creators::items) / sizeof(PluginCreator));

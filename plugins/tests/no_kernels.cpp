@@ -1,5 +1,6 @@
 // The kernels' C ABI without kernels: every call succeeds at once. What a plugin then takes is its own.
-#include "../kernels/kimi_kernels.h"
+#include "../kernels/kimi_causal_conv.h"
+#include "../kernels/kimi_linear_attention.h"
 
 extern "C" {
 
@@ -12,4 +13,11 @@ int32_t kimi_kda_workspace(const KimiKdaArguments*, size_t* bytes) {
   return KIMI_OK;
 }
 int32_t kimi_kda(const KimiKdaArguments*) { return KIMI_OK; }
+
+int32_t kimi_linear_attention_workspace(const KimiLinearAttentionArguments*, size_t* bytes) {
+  *bytes = 0;
+  return KIMI_OK;
+}
+int32_t kimi_linear_attention(const KimiLinearAttentionArguments*) { return KIMI_OK; }
+int32_t kimi_causal_conv(const KimiCausalConvArguments*) { return KIMI_OK; }
 }
