@@ -99,7 +99,9 @@ def plugin_layers(backend: Backend, network: Any) -> dict[str, int]:
         if layer.type == trt.LayerType.PLUGIN_V3:
             # TensorRT's Python layers come as the base class; this is its documented way to the derived one
             layer.__class__ = trt.IPluginV3Layer
-            found[layer.plugin.plugin_name] += 1
+            # a plugin of a C++ library has its name in this interface only
+            core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+            found[core.plugin_name] += 1
     return dict(found)
 
 

@@ -61,7 +61,7 @@ def _linear_attention(call: PluginCall) -> LinearAttentionArguments:
         if (name in bound) != needed:
             raise ContractError(
                 f"plugin {call.plugin.label}: update_rule {rule} {'needs' if needed else 'takes no'} {name}",
-                fix="python -m kimi_deploy.onnx.standard_nodes writes a graph whose nodes have what they need",
+                fix="rewrite the graph with kimi_deploy.engine.standard_nodes",
             )
     key_dim = _quotient("query", symbols["query_size"], symbols["q_num_heads"])
     per_key = symbols.get("decay_size", states) != states

@@ -73,8 +73,13 @@ int32_t register_everywhere() {
   return complete > 0 ? complete : -1;
 }
 
-// Loading is enough. A library that is loaded before TensorRT registers nothing and says nothing.
-const bool registered_on_load = guarded("kimi plugins", false, [] { return register_everywhere() > 0; });
+// Loading is enough. Tools load plugins before they use TensorRT, and count on a plugin library to bring it. Where it
+// is not on the loader's path, as with pip, nothing is registered and nothing said: the application loads it in its own
+// way.
+const bool registered_on_load = guarded("kimi plugins", false, [] {
+  load_tensorrt_if_none();
+  return register_everywhere() > 0;
+});
 
 }  // namespace
 }  // namespace kimi

@@ -27,7 +27,7 @@ int32_t quotient(const char* what, int32_t size, int32_t parts) {
 void check_presence(const char* name, bool present, bool needed, const Invocation& call) {
   if (present != needed) {
     throw Refusal("update_rule " + (*call.fields)[kFieldUpdateRule].text + (needed ? " needs " : " takes no ") + name +
-                  "; fix: python -m kimi_deploy.onnx.standard_nodes writes a graph whose nodes have what they need");
+                  "; fix: rewrite the graph with kimi_deploy.engine.standard_nodes");
   }
 }
 

@@ -56,6 +56,13 @@ std::vector<nvinfer1::IPluginCreatorInterface*> Registry::creators() const {
                           : std::vector<nvinfer1::IPluginCreatorInterface*>(first, first + count);
 }
 
+void load_tensorrt_if_none() {
+  if (!candidates().empty()) return;
+  for (const char* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libtensorrt_rtx.so.1"}) {
+    if (dlopen(name, RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
+  }
+}
+
 std::vector<TensorRt> tensorrts_of_process(std::string* refused) {
   std::vector<TensorRt> found;
   std::vector<void*> registries;

@@ -45,6 +45,10 @@ struct TensorRt {
   Registry registry;
 };
 
+// Loads the TensorRT that a library linked with TensorRT would load, where the process has none; nothing if there is
+// none on the loader's path.
+void load_tensorrt_if_none();
+
 // Every TensorRT of this process that these plugins support; `refused` (may be null) says why others are left out.
 std::vector<TensorRt> tensorrts_of_process(std::string* refused);
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from kimi_deploy.onnx.standard_nodes import complete_standard_nodes
+from kimi_deploy.engine.standard_nodes import prepare_standard_nodes
 from kimi_deploy.ops.plugins import PLUGINS
 from kimi_deploy.ops.spec import AttributeValue
 from tests.capabilities import needs_tensorrt_headers
@@ -45,9 +45,9 @@ def positional(op: str, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def completed(case: OnnxCase) -> tuple[dict[str, AttributeValue], list[np.ndarray]]:
-    """The case's node as it is after `complete_standard_nodes`: its attributes, and the values of its inputs."""
+    """The case's node as it is after `prepare_standard_nodes`: its attributes, and the values of its inputs."""
     model = ir.from_proto(case.model)
-    assert complete_standard_nodes(model) == 1
+    assert prepare_standard_nodes(model) == 1
     node = next(n for n in model.graph if n.op_type in CLASSES)
     attributes = {k: a.value for k, a in node.attributes.items()}
     names = [i.name for i in node.inputs]
