@@ -72,6 +72,10 @@ def parse(backend: Backend, builder: Any, graph: Graph, path: Path) -> tuple[Any
     for creator in creators.values():
         if creator.refusals:
             raise creator.refusals[0]
+    # a plugin of the C++ library says why in the log only
+    said = [message for message in backend.logger.errors if message.startswith("plugin ")]
+    if said:
+        raise EngineError(said[0])
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     listed = "; ".join(_describe(e) for e in errors[:8]) or "; ".join(backend.logger.errors[-4:])
     raise EngineError(
