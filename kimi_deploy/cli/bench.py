@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
 
 @bench_command.command("kernels")
 @click.option("--full", is_flag=True, help="Every shape instead of those that decide; some 500, half an hour or more.")
-@click.option("--budget", type=click.FloatRange(0), help="Seconds after which no further shape starts.")
+@click.option("--budget", type=click.FloatRange(0), help="Seconds of measuring after which no further shape starts.")
 @click.option(
     "-o",
     "--output",
@@ -260,6 +261,8 @@ def kernels_command(full: bool, budget: float | None, output: Path | None, as_js
     from kimi_deploy.bench.kernels.report import write_json, write_plot
     from kimi_deploy.bench.kernels.run import failures, run_kernel_bench
 
+    # a time limit's signal ends the measuring as Ctrl-C does: what is done is reported
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cases = full_cases() if full else quick_cases()
     save = (lambda report: None) if output is None else partial(write_json, folder=output)
     report = run_kernel_bench(cases, budget, save, say)
@@ -271,7 +274,7 @@ def kernels_command(full: bool, budget: float | None, output: Path | None, as_js
         _print_kernels(report)
     for failure in failures(report):
         say(f"failed: {failure}")
-    if failures(report):
+    if failures(report) or report["interrupted"]:
         click.get_current_context().exit(1)
 
 
@@ -286,5 +289,7 @@ def _print_kernels(report: dict[str, Any]) -> None:
     )
     for name, reason in report["missing"].items():
         click.echo(f"without {name}: {reason}")
+    if report["interrupted"]:
+        click.echo("interrupted; what was measured until then stands above")
     for entry in report["left_out"]:
         click.echo(f"not started in time: {entry['case']}, {entry['kernel']}")
