@@ -16,10 +16,9 @@ GRAPH_NAME = "model.onnx"
 
 
 def save_graph(graph: Graph, export: Path, target: Path, *, overwrite: bool) -> Path:
-    """Write `graph` with its weight files to the folder `target`, whole or not at all; returns the graph's path there.
+    """Write `graph` and a copy of its weight files to the folder `target`, whole or not at all; returns the graph's path.
 
-    Weights are hard links where the disk allows, so that they take no room. Raises UsageError when the folder is in
-    use.
+    Raises UsageError when the folder is in use.
     """
     model = onnx.load_from_string(graph.proto)
     sources: dict[str, Path] = {}
@@ -33,9 +32,7 @@ def save_graph(graph: Graph, export: Path, target: Path, *, overwrite: bool) -> 
     known = {GRAPH_NAME, *sources}
     with output_folder(target, overwrite=overwrite, known=lambda folder: known) as folder:
         for name, source in sources.items():
-            try:
-                os.link(source, folder / name)
-            except OSError:
-                shutil.copyfile(source, folder / name)
+            # no link: ONNX's readers refuse weights that have two names, the export's own from then on too
+            shutil.copyfile(source, folder / name)
         (folder / GRAPH_NAME).write_bytes(model.SerializeToString())
     return target / GRAPH_NAME
