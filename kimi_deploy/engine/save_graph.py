@@ -16,7 +16,7 @@ GRAPH_NAME = "model.onnx"
 
 
 def save_graph(graph: Graph, export: Path, target: Path, *, overwrite: bool) -> Path:
-    """Write `graph` and a copy of its weight files to the folder `target`, whole or not at all; returns the graph's path.
+    """Write `graph` and a copy of its weights to the folder `target`, whole or not at all; returns the graph's path.
 
     Raises UsageError when the folder is in use.
     """
