@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,23 @@ def bench_command() -> None:
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(("ort", "torch", "transformers", "trt")),
+    type=click.Choice(("ort", "torch", "transformers", "trt", "llama.cpp")),
     help="Runtimes to measure, the first is what the others are compared with; trt needs --engine.  [ort, torch]",
 )
 @click.option("--engine", type=NamedPath(path_type=Path), metavar="DIR", help="The engine that trt runs, of EXPORT.")
+@click.option(
+    "--llama-cpp",
+    type=NamedPath(path_type=Path),
+    metavar="DIR",
+    help="llama.cpp's source folder, whose converter makes the GGUF file for --backend llama.cpp.",
+)
+@click.option(
+    "--gguf-type",
+    type=click.Choice(("f32", "f16", "bf16", "q8_0")),
+    default="f32",
+    show_default=True,
+    help="Type of the weights in that file.",
+)
 @click.option("--prompt-tokens", default=512, show_default=True, type=click.IntRange(1), help="Tokens of prefill.")
 @click.option(
     "--decode-steps", default=64, show_default=True, type=click.IntRange(1), help="Single-token steps after it."
@@ -75,6 +89,8 @@ def model_command(
     export: Path,
     backends: tuple[str, ...],
     engine: Path | None,
+    llama_cpp: Path | None,
+    gguf_type: str,
     prompt_tokens: int,
     decode_steps: int,
     repeats: int,
@@ -89,7 +105,8 @@ def model_command(
 
     Every runtime runs in processes of its own, in turn; times are medians, ratios are within this run. The floor is
     what reading the export's weights once (decode) or multiplying with them (prefill) takes on this machine, at
-    the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32.
+    the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32, llama.cpp in
+    --gguf-type.
     """
     if curve:
         _curve(export, decode_steps, threads, as_json)
@@ -105,12 +122,21 @@ def model_command(
     chosen = backends or ("ort", "torch")
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
-    folders = {"ort": export, "trt": _engine(engine, "trt" in chosen)}
-    tasks = [
-        Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
-    ]
-    with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
-        report = run_bench(tasks, rounds, advance, model_work(export))
+    if ("llama.cpp" in chosen) != (llama_cpp is not None):
+        raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
+    with tempfile.TemporaryDirectory() as temporary:
+        gguf = Path(temporary) / f"{gguf_type}.gguf"
+        if llama_cpp is not None:
+            from kimi_deploy.bench.llama_cpp import convert
+
+            with progress("converting to GGUF"):
+                convert(model, llama_cpp, gguf, gguf_type)
+        folders = {"ort": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
+        tasks = [
+            Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
+        ]
+        with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
+            report = run_bench(tasks, rounds, advance, model_work(export))
     report["export"] = {"name": manifest.source["name"], **manifest.details}
     if output is not None:
         output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
