@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend
 from kimi_deploy.engine.recipe import EngineRecipe
 from kimi_deploy.errors import BackendError, EngineError
+from kimi_deploy.memory import machine_memory
 
 # kernels that a plan holds per custom op that is not a plugin, in source form: 3 to 6 MB for two profiles, rounded up
 CODE_BYTES = 8 << 20
@@ -91,15 +91,3 @@ def check_room(target: Path, weights: int, custom_nodes: int, plans: int) -> Non
             expected=f"{peak / 1e9:.1f} GB: {PEAK_OVER_WEIGHTS} times the weights, as measured",
             fix="build on a larger machine with the same versions, or add swap; TensorRT-RTX needs no GPU there",
         )
-
-
-def machine_memory() -> int:
-    """Bytes of memory and swap that this process may use, a container's limit included."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:"))
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total

@@ -13,9 +13,10 @@ from kimi_deploy.engine import requirements
 from kimi_deploy.engine.backend import Backend, load
 from kimi_deploy.engine.config import TimingCache
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
-from kimi_deploy.engine.requirements import check_options, check_room, machine_memory, unusable_here
+from kimi_deploy.engine.requirements import check_options, check_room, unusable_here
 from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.manifest import sha256
+from kimi_deploy.memory import machine_memory
 from tests.capabilities import needs_tensorrt_rtx
 
 ADA, HOPPER = GpuDevice("NVIDIA L4", "8.9"), GpuDevice("NVIDIA H200", "9.0")
