@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": ("validate", "Compare an export or engine with the PyTorch model, outputs and states."),
     "inspect": ("inspect", "Say what a checkpoint, export or engine folder holds."),
     "synth": ("synth", "Write a random checkpoint of a known shape."),
+    "plan": ("plan", "Say what a model takes: memory, longest context, bounds of speed."),
     "bench": ("bench", "Measure prefill and decode, each runtime in its own process."),
     "doctor": ("doctor", "Check this machine: packages, runtimes, GPU, disk and memory."),
 }

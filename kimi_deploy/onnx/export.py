@@ -85,6 +85,7 @@ def export_model(
                 fix="leave --weights out",
             )
         quantization = settled(quantization, checkpoint.config, dtype)
+    source = {"checkpoint": checkpoint.fingerprint(), "name": folder.resolve().name}
     contract = GraphContract.of(checkpoint.config, dtype)
     with resumable_folder(output, overwrite=overwrite, known=Manifest.files_of("onnx")) as (target, journal_path):
         in_place = in_place_spans(checkpoint, dtype) if reference else {}
@@ -104,7 +105,7 @@ def export_model(
             set_bodies(model, flavour, dtype)
             layout = lay_out(plan, max_shard_bytes)
             method = "" if quantization is None else quantization.text
-            fingerprint = f"{checkpoint.fingerprint()} {layout.fingerprint(plan)} {method}"
+            fingerprint = f"{source['checkpoint']} {layout.fingerprint(plan)} {method}"
         with Journal(journal_path, fingerprint) as journal:
             if not journal.resumed:
                 _remove_files(target)
@@ -127,7 +128,7 @@ def export_model(
                 shutil.copyfile(folder / name, target / name)
         manifest = Manifest(
             kind="onnx",
-            source={"checkpoint": checkpoint.fingerprint(), "name": folder.resolve().name},
+            source=source,
             op_abi=op_abi,
             details=details | {"opset": model.graph.opset_imports[""]},
         )

@@ -18,6 +18,7 @@ CALLS = {
     "generate": [["MISSING", "--prompt", "x"]],
     "validate": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
     "inspect": [["MISSING"]],
+    "plan": [["MISSING"]],
     "bench": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
 }
 TAKE_NO_FOLDER = {"synth", "doctor"}

@@ -41,24 +41,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def graphs() -> dict[Any, Any]:
+def graphs() -> dict[tuple[Dtype, bool], ir.Model]:
     """Traced graphs, so that a test of what follows need not trace again."""
     return {}
 
 
 @pytest.fixture
-def run(model: Path, graphs: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Export:
+def run(model: Path, graphs: dict[tuple[Dtype, bool], ir.Model], monkeypatch: pytest.MonkeyPatch) -> Export:
     """export_model of `model` with the graph traced once."""
     build = export_module._build_graph
 
-    def remembered(
-        checkpoint: Checkpoint, contract: GraphContract, flavour: Any, in_place: Any
-    ) -> tuple[ir.Model, dict[str, str]]:
-        key = (contract.dtype, bool(in_place))
+    def remembered(checkpoint: Checkpoint, contract: GraphContract, untransposed: Any) -> ir.Model:
+        key = (contract.dtype, bool(untransposed))
         if key not in graphs:
-            graphs[key] = build(checkpoint, contract, flavour, in_place)
-        made, abi = graphs[key]
-        return made.clone(), abi
+            graphs[key] = build(checkpoint, contract, untransposed)
+        return graphs[key].clone()
 
     monkeypatch.setattr(export_module, "_build_graph", remembered)
 
@@ -246,8 +243,8 @@ def test_a_piece_holds_no_more_memory_than_it_says(
     monkeypatch.setattr(cast, "BLOCK_ELEMENTS", 1 << 12)
     folder = write_model(tmp_path / "wide", config("KM", vocab_size=4096, hidden_size=128, moe_intermediate_size=64))
     graph = export_module._build_graph(
-        Checkpoint.open(folder), GraphContract.of(Checkpoint.open(folder).config, dtype), "ort", ()
-    )[0]
+        Checkpoint.open(folder), GraphContract.of(Checkpoint.open(folder).config, dtype), ()
+    )
     for piece in plan_weights(graph, Checkpoint.open(folder), dtype).pieces:
         piece.produce()
         tracemalloc.start()
