@@ -13,7 +13,7 @@ help:
 	@echo "make demo   set up, then export, generate, validate and build an engine on the CPU"
 	@echo "make test   set up, then run the whole test suite"
 	@echo "make lint   ruff, mypy and clang-format"
-	@echo "make kernels           the CUDA kernels, for every supported GPU (needs CUDA 13's nvcc)"
+	@echo "make kernels           the CUDA kernels, for every supported GPU (needs CUDA 13's nvcc, or the cuda-build extra in PYTHON)"
 	@echo "make kernels-emulated  the same kernels for the CPU"
 	@echo "make plugins           the CUDA kernels and, over them, the TensorRT plugins; TENSORRT_ROOT=folder, or headers from GitHub"
 	@echo "make gpu    on a machine with an NVIDIA GPU: build, GPU tests, sanitizer, benchmark; RESULTS=folder"
@@ -42,7 +42,7 @@ lint: $(VENV)/.ready
 	git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format --dry-run -Werror
 
 kernels:
-	cmake -S plugins -B build/kernels -DKIMI_EMULATED=OFF
+	cmake -S plugins -B build/kernels -DKIMI_EMULATED=OFF -DKIMI_PYTHON="$(shell command -v $(PYTHON))"
 	cmake --build build/kernels --parallel
 	$(PYTHON) plugins/ptxas_report.py build/kernels
 

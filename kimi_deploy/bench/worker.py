@@ -96,6 +96,22 @@ def _transformers_start(task: Task) -> tuple[Start, int]:
     return start, int(model.config.vocab_size)
 
 
+def _llama_cpp_start(task: Task) -> tuple[Start, int]:
+    from kimi_deploy.bench.llama_cpp import open_model
+
+    model = open_model(Path(task.folder), task.threads, task.prompt + task.steps + 1)
+
+    def start() -> Step:
+        model.reset()
+        model._ctx.kv_cache_clear()
+        return lambda ids: void(model.eval(ids[0].tolist()))
+
+    return start, int(model.n_vocab())
+
+
+_STARTS = {"transformers": _transformers_start, "llama.cpp": _llama_cpp_start}
+
+
 def void(_: object) -> None:
     """Drop a result."""
 
@@ -103,7 +119,7 @@ def void(_: object) -> None:
 def measure(task: Task) -> Measurement:
     """Run the task here. The first repeat warms up and is not counted."""
     began = time.perf_counter()
-    start, vocab = (_transformers_start if task.backend == "transformers" else _runner_start)(task)
+    start, vocab = _STARTS.get(task.backend, _runner_start)(task)
     load = time.perf_counter() - began
     ids = np.random.default_rng(0).integers(0, vocab, (1, task.prompt + task.steps), dtype=np.int64)
     prefill: list[float] = []

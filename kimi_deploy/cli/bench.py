@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,23 @@ def bench_command() -> None:
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(("ort", "torch", "transformers", "trt")),
+    type=click.Choice(("ort", "torch", "transformers", "trt", "llama.cpp")),
     help="Runtimes to measure, the first is what the others are compared with; trt needs --engine.  [ort, torch]",
 )
 @click.option("--engine", type=NamedPath(path_type=Path), metavar="DIR", help="The engine that trt runs, of EXPORT.")
+@click.option(
+    "--llama-cpp",
+    type=NamedPath(path_type=Path),
+    metavar="DIR",
+    help="llama.cpp's source folder, whose converter makes the GGUF file for --backend llama.cpp.",
+)
+@click.option(
+    "--gguf-type",
+    type=click.Choice(("f32", "f16", "bf16", "q8_0")),
+    default="f32",
+    show_default=True,
+    help="Type of the weights in that file.",
+)
 @click.option("--prompt-tokens", default=512, show_default=True, type=click.IntRange(1), help="Tokens of prefill.")
 @click.option(
     "--decode-steps", default=64, show_default=True, type=click.IntRange(1), help="Single-token steps after it."
@@ -74,6 +89,8 @@ def model_command(
     export: Path,
     backends: tuple[str, ...],
     engine: Path | None,
+    llama_cpp: Path | None,
+    gguf_type: str,
     prompt_tokens: int,
     decode_steps: int,
     repeats: int,
@@ -88,7 +105,8 @@ def model_command(
 
     Every runtime runs in processes of its own, in turn; times are medians, ratios are within this run. The floor is
     what reading the export's weights once (decode) or multiplying with them (prefill) takes on this machine, at
-    the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32.
+    the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32, llama.cpp in
+    --gguf-type.
     """
     if curve:
         _curve(export, decode_steps, threads, as_json)
@@ -104,12 +122,21 @@ def model_command(
     chosen = backends or ("ort", "torch")
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
-    folders = {"ort": export, "trt": _engine(engine, "trt" in chosen)}
-    tasks = [
-        Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
-    ]
-    with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
-        report = run_bench(tasks, rounds, advance, model_work(export))
+    if ("llama.cpp" in chosen) != (llama_cpp is not None):
+        raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
+    with tempfile.TemporaryDirectory() as temporary:
+        gguf = Path(temporary) / f"{gguf_type}.gguf"
+        if llama_cpp is not None:
+            from kimi_deploy.bench.llama_cpp import convert
+
+            with progress("converting to GGUF"):
+                convert(model, llama_cpp, gguf, gguf_type)
+        folders = {"ort": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
+        tasks = [
+            Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
+        ]
+        with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
+            report = run_bench(tasks, rounds, advance, model_work(export))
     report["export"] = {"name": manifest.source["name"], **manifest.details}
     if output is not None:
         output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -238,7 +265,7 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
 
 @bench_command.command("kernels")
 @click.option("--full", is_flag=True, help="Every shape instead of those that decide; some 500, half an hour or more.")
-@click.option("--budget", type=click.FloatRange(0), help="Seconds after which no further shape starts.")
+@click.option("--budget", type=click.FloatRange(0), help="Seconds of measuring after which no further shape starts.")
 @click.option(
     "-o",
     "--output",
@@ -260,6 +287,8 @@ def kernels_command(full: bool, budget: float | None, output: Path | None, as_js
     from kimi_deploy.bench.kernels.report import write_json, write_plot
     from kimi_deploy.bench.kernels.run import failures, run_kernel_bench
 
+    # a time limit's signal ends the measuring as Ctrl-C does: what is done is reported
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cases = full_cases() if full else quick_cases()
     save = (lambda report: None) if output is None else partial(write_json, folder=output)
     report = run_kernel_bench(cases, budget, save, say)
@@ -271,7 +300,7 @@ def kernels_command(full: bool, budget: float | None, output: Path | None, as_js
         _print_kernels(report)
     for failure in failures(report):
         say(f"failed: {failure}")
-    if failures(report):
+    if failures(report) or report["interrupted"]:
         click.get_current_context().exit(1)
 
 
@@ -286,5 +315,7 @@ def _print_kernels(report: dict[str, Any]) -> None:
     )
     for name, reason in report["missing"].items():
         click.echo(f"without {name}: {reason}")
+    if report["interrupted"]:
+        click.echo("interrupted; what was measured until then stands above")
     for entry in report["left_out"]:
         click.echo(f"not started in time: {entry['case']}, {entry['kernel']}")

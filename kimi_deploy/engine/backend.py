@@ -17,7 +17,8 @@ TensorRT = Literal["tensorrt", "tensorrt-rtx"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt-rtx"]
 BACKEND_CHOICES: tuple[BackendChoice, ...] = get_args(BackendChoice)
 
-_MODULES: dict[TensorRT, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES: dict[TensorRT, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Python module of each TensorRT."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Backend:
 
 def installed(name: TensorRT) -> bool:
     """Whether the Python package is there, without importing it."""
-    return importlib.util.find_spec(_MODULES[name]) is not None
+    return importlib.util.find_spec(MODULES[name]) is not None
 
 
 def choose(choice: BackendChoice) -> TensorRT:
@@ -67,8 +68,8 @@ def choose(choice: BackendChoice) -> TensorRT:
     wanted = "tensorrt-rtx" if choice == "auto" else choice
     raise BackendError(
         "no TensorRT can be used here" if choice == "auto" else f"{choice} is not installed",
-        seen=f"GPUs: {len(gpus)}; installed: {[n for n in _MODULES if installed(n)] or 'neither'}",
-        expected="tensorrt with a GPU, or tensorrt-rtx" if choice == "auto" else f"Python module {_MODULES[choice]}",
+        seen=f"GPUs: {len(gpus)}; installed: {[n for n in MODULES if installed(n)] or 'neither'}",
+        expected="tensorrt with a GPU, or tensorrt-rtx" if choice == "auto" else f"Python module {MODULES[choice]}",
         fix="pip install setuptools wheel && pip install --no-build-isolation 'kimi-deploy[tensorrt-rtx]'"
         if wanted == "tensorrt-rtx"
         else "pip install 'kimi-deploy[tensorrt]'",
@@ -83,7 +84,7 @@ def load(name: TensorRT) -> Backend:
     """
     choose(name)
     try:
-        module = importlib.import_module(_MODULES[name])
+        module = importlib.import_module(MODULES[name])
         if name == "tensorrt-rtx":
             serve_name("libtensorrt_rtx.so", "libtensorrt_rtx.so.1")
     except (ImportError, OSError) as error:

@@ -10,21 +10,20 @@ from typing import Any
 from kimi_deploy.contract import GraphContract
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend, TensorRT, choose, load
+from kimi_deploy.engine.plugin_library import default_path
 from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, register_plugins
 from kimi_deploy.errors import BackendError, EngineError, ManifestError
 from kimi_deploy.manifest import Manifest
 
-PLAN_NAME = "engine.plan"
-
 
 @dataclass(frozen=True)
 class Engine:
-    """A deserialised engine: the ICudaEngine, and what must live as long as it does."""
+    """The deserialised plans of an engine folder: an ICudaEngine each, and what must live as long as they do."""
 
     manifest: Manifest
     backend: Backend
     runtime: Any
-    engine: Any
+    plans: dict[str, Any]
 
 
 def detail(manifest: Manifest, key: str, kind: type) -> Any:
@@ -111,12 +110,26 @@ def open_engine(folder: Path) -> Engine:
 
 
 def read_engine(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
-    """Give the plan of a checked engine to TensorRT. Raises EngineError with its messages when it refuses the plan."""
-    register_plugins(backend)
-    trt = backend.module
+    """Give the plans of a checked engine to TensorRT.
+
+    The plugins are those of the C++ library where it was built, else Python ones. Raises EngineError with TensorRT's
+    messages when it refuses a plan, and for a plan without weights.
+    """
+    if detail(manifest, "recipe", dict).get("strip_weights"):
+        raise EngineError(
+            "the engine was built without its weights (strip_weights)",
+            fix="fill them in with a tool of your own (trtexec --loadEngine --refitFromOnnx), or build it with weights",
+        )
+    register_plugins(backend, "native" if default_path().is_file() else "python")
     backend.logger.errors.clear()
-    runtime = trt.Runtime(backend.logger)
-    plan = (folder / PLAN_NAME).read_bytes()
+    runtime = backend.module.Runtime(backend.logger)
+    files = {str(p["plan"]) for p in detail(manifest, "profiles", dict).values()}
+    return Engine(manifest, backend, runtime, {name: _read_plan(folder / name, backend, runtime) for name in files})
+
+
+def _read_plan(path: Path, backend: Backend, runtime: Any) -> Any:
+    trt = backend.module
+    plan = path.read_bytes()
     if hasattr(runtime, "get_engine_validity"):
         validity, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
         if validity == trt.EngineValidity.INVALID:
@@ -124,7 +137,7 @@ def read_engine(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         _refuse(backend, "; ".join(backend.logger.errors[-6:])[:3000])
-    return Engine(manifest, backend, runtime, engine)
+    return engine
 
 
 def _reasons(trt: Any, diagnostics: int) -> str:

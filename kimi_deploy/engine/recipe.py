@@ -12,8 +12,19 @@ from kimi_deploy.engine.backend import BACKEND_CHOICES, BackendChoice, TensorRT
 from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.recipe import read_recipe
 
-PluginChoice = Literal["auto", "none"]
+PluginChoice = Literal["auto", "native", "python", "none"]
 PLUGIN_CHOICES: tuple[PluginChoice, ...] = get_args(PluginChoice)
+HardwareLevel = Literal["none", "ampere+", "sameComputeCapability"]
+HARDWARE_LEVELS: tuple[HardwareLevel, ...] = get_args(HardwareLevel)
+Verbosity = Literal["layer_names_only", "detailed", "none"]
+VERBOSITIES: tuple[Verbosity, ...] = get_args(Verbosity)
+Plans = Literal["one", "two"]
+PLANS: tuple[Plans, ...] = get_args(Plans)
+PLAN_NAMES: dict[Plans, tuple[str, str]] = {
+    "one": ("engine.plan", "engine.plan"),
+    "two": ("engine.plan", "decode.plan"),
+}
+"""The files that hold the prefill and the decode profile."""
 PROFILES = ("prefill", "decode")
 AXES = (BATCH, SEQUENCE, CAPACITY, NUM_LOGITS)
 # TensorRT-RTX compiles for a list of architectures; these are the GeForce generations most in use, Ada and Blackwell
@@ -51,19 +62,32 @@ class Profile:
 class EngineRecipe:
     """Everything that decides what `build-engine` makes of an export.
 
+    plans: "one" engine with both profiles and one copy of the weights, or "two", each with a profile and all weights.
     compute_capabilities: GPU architectures to build for, such as "8.9" (TensorRT-RTX only; the full TensorRT builds
-    for the GPU it runs on). workspace_mib: largest scratch memory of a layer, 0 for no limit. tf32: let float32
-    products round their inputs to 10 bits. in_place_state: alias state outputs of plugins to their inputs, so that
-    caller and engine share one buffer.
+    for the GPU it runs on). plugin: "auto" and "python" make Python plugins, "native" those of the C++ library; the
+    engine is the same. workspace_mib: largest scratch memory of a layer; tactic_shared_memory_kib: of a kernel; 0 for
+    no limit. tf32: let float32 products round their inputs to 10 bits. in_place_state: alias state outputs of plugins
+    to their inputs, so that caller and engine share one buffer. version_compatible, hardware_compatibility, refit,
+    strip_weights, profiling_verbosity: trtexec's options of these names. timing_cache: a file that is read if it is
+    there, and written if not; with timing_cache_sha256 it must be there with that hash.
     """
 
     backend: BackendChoice = "auto"
     plugin: PluginChoice = "auto"
+    plans: Plans = "one"
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int = 3
     workspace_mib: int = 0
+    tactic_shared_memory_kib: int = 0
     tf32: bool = False
     in_place_state: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: HardwareLevel = "none"
+    refit: bool = False
+    strip_weights: bool = False
+    profiling_verbosity: Verbosity = "layer_names_only"
+    timing_cache: str = ""
+    timing_cache_sha256: str = ""
     prefill: Profile = field(default=Profile(sequence=(1, 256, 512), num_logits=(1, 1, 64)))
     decode: Profile = field(default=Profile())
 
@@ -71,6 +95,14 @@ class EngineRecipe:
     def profiles(self) -> dict[str, Profile]:
         """The profiles in the order they have in the engine."""
         return {"prefill": self.prefill, "decode": self.decode}
+
+    @property
+    def profiles_of_plans(self) -> dict[str, dict[str, Profile]]:
+        """File name of each plan -> its profiles, in their order."""
+        found: dict[str, dict[str, Profile]] = {}
+        for plan, (name, profile) in zip(PLAN_NAMES[self.plans], self.profiles.items(), strict=True):
+            found.setdefault(plan, {})[name] = profile
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, with the keys of the TOML file."""
@@ -99,13 +131,19 @@ class EngineRecipe:
         for key, allowed in (
             ("backend", BACKEND_CHOICES),
             ("plugin", PLUGIN_CHOICES),
+            ("plans", PLANS),
+            ("hardware_compatibility", HARDWARE_LEVELS),
+            ("profiling_verbosity", VERBOSITIES),
             ("optimization_level", range(6)),
         ):
             value = getattr(self, key)
             if value not in allowed:
                 raise UsageError(f"{where}: {key} is not known", seen=repr(value), expected=f"one of {list(allowed)}")
-        if self.workspace_mib < 0:
-            raise UsageError(f"{where}: workspace_mib is negative", seen=str(self.workspace_mib), expected="0 or more")
+        for key in ("workspace_mib", "tactic_shared_memory_kib"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{where}: {key} is negative", seen=str(getattr(self, key)), expected="0 or more")
+        if self.timing_cache_sha256 and not self.timing_cache:
+            raise UsageError(f"{where}: timing_cache_sha256 without timing_cache", fix="name the file too")
         for capability in self.compute_capabilities:
             parse_capability(capability)
         for name, profile in self.profiles.items():
@@ -164,6 +202,7 @@ def capabilities_for(
         if capability not in offered:
             raise EngineError(
                 f"TensorRT-RTX does not build for compute capability {capability}",
+                seen="Hopper (H100, H200): TensorRT-RTX runs on none" if capability == "9.0" else "",
                 expected=f"some of {list(offered)}",
                 fix="on a GPU that is not listed use the full TensorRT (--backend tensorrt), or ONNX Runtime",
             )

@@ -18,19 +18,21 @@ class TensorRtSession:
         """Raises EngineError when the engine is not what its manifest says, and MemoryError."""
         self._opened = opened
         self._device = device
-        engine = opened.engine
         self.contract: GraphContract = contract_of(opened.manifest)
         self.fingerprint = str(opened.manifest.source["checkpoint"])
-        self._check_tensors()
-        names = sorted(opened.manifest.details["profiles"].items(), key=lambda item: item[1]["index"])
-        self.profiles = tuple(self._limits(name, details["index"]) for name, details in names)
-        self.aliased = self._aliased_states()
-        sizes = [engine.get_device_memory_size_for_profile_v2(p.index) for p in self.profiles]
+        table = opened.manifest.details["profiles"]
+        self._engines = {name: opened.plans[details["plan"]] for name, details in table.items()}
+        for engine in self._engines.values():
+            self._check_tensors(engine)
+        self.profiles = tuple(self._limits(name, details["index"]) for name, details in table.items())
+        # both plans are built from one recipe
+        self.aliased = self._aliased_states(next(iter(self._engines.values())))
+        sizes = [self._engines[p.name].get_device_memory_size_for_profile_v2(p.index) for p in self.profiles]
         # one for all contexts, at an address that never changes: graphs keep it
         self._scratch = DeviceBuffer(device, max(sizes))
 
-    def _check_tensors(self) -> None:
-        engine, trt = self._opened.engine, self._opened.backend.module
+    def _check_tensors(self, engine: Any) -> None:
+        trt = self._opened.backend.module
         seen = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         wanted = {t.name for t in (*self.contract.inputs, *self.contract.outputs)}
         if seen != wanted:
@@ -45,13 +47,13 @@ class TensorRtSession:
             raise EngineError("the engine wants tensors in host memory", seen=str(host), fix="build the engine again")
 
     def _limits(self, name: str, index: int) -> ProfileLimits:
-        engine = self._opened.engine
+        engine = self._engines[name]
         shapes = {t.name: engine.get_tensor_profile_shape(t.name, index) for t in self.contract.inputs}
         return limits_of(name, index, self.contract, {k: [tuple(s) for s in v] for k, v in shapes.items()})
 
-    def _aliased_states(self) -> frozenset[str]:
+    def _aliased_states(self, engine: Any) -> frozenset[str]:
         """What the engine says. A TensorRT without the question has no aliases."""
-        ask = getattr(self._opened.engine, "get_aliased_input_tensor", None)
+        ask = getattr(engine, "get_aliased_input_tensor", None)
         found = set()
         for state in self.contract.states if ask else ():
             source = ask(state.present_name)  # type: ignore[misc]
@@ -65,7 +67,8 @@ class TensorRtSession:
 
     def new_context(self, profile: ProfileLimits) -> TensorRtContext:
         trt = self._opened.backend.module
-        context = self._opened.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        engine = self._engines[profile.name]
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise self._failure("cannot make an execution context")
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)

@@ -56,12 +56,6 @@ kda_decode(KIMI_GRID_CONSTANT KdaParams<T> p) {
   const int first_key = key_warp * (D / Layout::kKeyWarps) + lane / 8;
   const int64_t state_at = ((static_cast<int64_t>(sequence.slot) * H + h) * D + first_key) * D + value;
 
-  Floats S[kRows];
-  if (sequence.slot >= 0) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) S[i] = load4(p.past_recurrent_state + state_at + i * 4 * D);
-  }
-
   const int part = thread / D, channel = thread % D;
   const int HD = H * D, conv_channel = part * HD + h * D + channel;
   const int64_t conv_at = (static_cast<int64_t>(sequence.slot) * 3 * HD + conv_channel) * kPast;
@@ -72,6 +66,11 @@ kda_decode(KIMI_GRID_CONSTANT KdaParams<T> p) {
     for (int j = 0; j < kPast; ++j) past[j] = p.past_conv_state[conv_at + j];
   }
 
+  Floats S[kRows];
+  auto read_state = [&] {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) S[i] = load4(p.past_recurrent_state + state_at + i * 4 * D);
+  };
   auto write_state = [&] {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) store4(p.present_recurrent_state + state_at + i * 4 * D, S[i]);
@@ -81,17 +80,32 @@ kda_decode(KIMI_GRID_CONSTANT KdaParams<T> p) {
     for (int j = 0; j < kPast; ++j) p.present_conv_state[conv_at + j] = past[j];
   };
 
+  // one step's inputs are asked for before the state: they are at work while it arrives. float32 lacks the registers.
+  constexpr bool kInputsFirst = kOneStep && sizeof(T) == 2;
+  if (sequence.slot >= 0 && !(kInputsFirst && sequence.length == 1)) read_state();
   for (int t = 0; t < sequence.length; ++t) {
     Step& step = steps[t % 2];
-    const int64_t row = sequence.first_row + t;
-    const float beta = sigmoid(to_float(p.beta[row * H + h]));
+    const int64_t row = sequence.first_row + t, at = row * HD + h * D + channel;
+    const T beta_logit = p.beta[row * H + h];
+    T newest = {}, decay = {}, output_gate = {}, norm_weight = {};
+    Floats weight = {};
+    float bias = 0.0f, log_rate = 0.0f;
     if (part < 3) {
-      const T newest = p.qkv[row * 3 * HD + conv_channel];
-      const T* weight = p.conv_weight + conv_channel * kConvWidth;
-      const float y =
-          silu(fma(to_float(weight[0]), to_float(past[0]),
-                   fma(to_float(weight[1]), to_float(past[1]),
-                       fma(to_float(weight[2]), to_float(past[2]), to_float(weight[3]) * to_float(newest)))));
+      newest = p.qkv[row * 3 * HD + conv_channel];
+      weight = load4(p.conv_weight + conv_channel * kConvWidth);
+    } else {
+      decay = p.decay[at];
+      output_gate = p.output_gate[at];
+      norm_weight = p.norm_weight[channel];
+      bias = p.dt_bias[h * D + channel];
+      log_rate = p.A_log[h];
+    }
+    if (kInputsFirst) read_state();
+    const float beta = sigmoid(to_float(beta_logit));
+    if (part < 3) {
+      const float y = silu(fma(
+          weight.f[0], to_float(past[0]),
+          fma(weight.f[1], to_float(past[1]), fma(weight.f[2], to_float(past[2]), weight.f[3] * to_float(newest)))));
       past[0] = past[1];
       past[1] = past[2];
       past[2] = newest;
@@ -104,10 +118,9 @@ kda_decode(KIMI_GRID_CONSTANT KdaParams<T> p) {
         step.values[channel] = y;
       }
     } else {
-      const int64_t at = row * HD + h * D + channel;
-      const float logit = to_float(p.decay[at]) + p.dt_bias[h * D + channel];
-      step.keys[channel].f[2] = decay_factor(logit, exp2(kLog2E * p.A_log[h]), p.gate, p.gate_lower_bound);
-      step.gate[channel] = to_float(p.norm_weight[channel]) * sigmoid(to_float(p.output_gate[at]));
+      step.keys[channel].f[2] =
+          decay_factor(to_float(decay) + bias, exp2(kLog2E * log_rate), p.gate, p.gate_lower_bound);
+      step.gate[channel] = to_float(norm_weight) * sigmoid(to_float(output_gate));
     }
     KIMI_FAULT_BARRIER(sync_threads());
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from kimi_deploy.bench.compare import compare_reports, read_report
 from kimi_deploy.bench.curve import decode_curve
 from kimi_deploy.bench.floors import model_work
+from kimi_deploy.bench.llama_cpp import CONVERTER, convert
 from kimi_deploy.bench.profile import profile_export
 from kimi_deploy.bench.run import SCHEMA_VERSION, run_bench
 from kimi_deploy.bench.worker import Task
@@ -145,3 +146,20 @@ def test_a_profile_gives_every_kernel_to_an_operator_and_a_layer(folders: tuple[
         assert 0 < result["kernel_seconds"] < result["seconds"]
         events = json.loads(Path(trace).read_text(encoding="utf-8"))
         assert {"ts", "dur", "ph", "name", "pid", "tid"} <= events[-1].keys()
+
+
+def test_llama_cpp_needs_its_own_source_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    command = ["bench", *map(str, folders), "--backend", "llama.cpp"]
+    for more, message in (([], "go together"), (["--llama-cpp", str(tmp_path)], "not llama.cpp's source folder")):
+        with pytest.raises(UsageError, match=message):
+            CliRunner().invoke(cli, [*command, *more], catch_exceptions=False)
+
+
+def test_a_converter_that_fails_is_named_with_its_reason(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    # the parts of llama.cpp that the conversion imports, with a converter that gives up
+    (tmp_path / "conversion").mkdir()
+    (tmp_path / "conversion" / "base.py").write_text("class TextModel:\n    _set_vocab_none = None\n")
+    (tmp_path / "conversion" / "kimi_linear.py").write_text("class KimiLinearModel:\n    pass\n")
+    (tmp_path / CONVERTER).write_text("raise SystemExit('no such architecture')\n")
+    with pytest.raises(BackendError, match=r"(?s)converter failed.*no such architecture"):
+        convert(folders[0], tmp_path, tmp_path / "model.gguf")

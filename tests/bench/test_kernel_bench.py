@@ -8,7 +8,8 @@ import torch
 from click.testing import CliRunner
 
 from kimi_deploy.bench.kernels import run
-from kimi_deploy.bench.kernels.cases import GATES, HEADS, MAX_TOKENS, Case, full_cases, quick_cases
+from kimi_deploy.bench.kernels.ahead import compile_ahead, forms
+from kimi_deploy.bench.kernels.cases import GATES, HEADS, MAX_TOKENS, TARGETS, Case, full_cases, quick_cases
 from kimi_deploy.bench.kernels.device import Ceilings, require_device
 from kimi_deploy.bench.kernels.errors import errors_of, relative_rms
 from kimi_deploy.bench.kernels.inputs import make_inputs, packed
@@ -132,6 +133,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> list[Provider]:
     monkeypatch.setattr(run, "describe_device", lambda: {"name": "none", "l2_bytes": 10, "versions": {}})
     monkeypatch.setattr(run, "measure_ceilings", lambda: CEILINGS)
     monkeypatch.setattr(run, "Flush", lambda size: None)
+    monkeypatch.setattr(run, "compile_ahead", lambda *_: None)
     own = Provider("cuda", "op", own.refuses, own.prepare)
     monkeypatch.setattr(run, "open_providers", lambda: ([own, peer], {"fla": "not importable: fla"}))
 
@@ -175,6 +177,46 @@ def test_a_spent_budget_says_what_was_left_out(no_device: list[Provider]) -> Non
     report = run.run_kernel_bench([Case("decode", "softplus", 32, 1, 1)], budget=-1)
     assert report["cases"] == []
     assert len(report["left_out"]) == 2
+
+
+def test_an_interrupted_run_reports_what_it_has(no_device: list[Provider], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = run.measure
+
+    def interrupted(provider, case, floors, flush):
+        if case.kind == "decode":
+            raise KeyboardInterrupt
+        return measured(provider, case, floors, flush)
+
+    monkeypatch.setattr(run, "measure", interrupted)
+    cases = [Case("prefill", "softplus", 8, 1, 128), Case("decode", "softplus", 8, 1, 1)]
+    report = run.run_kernel_bench(cases)
+    assert report["interrupted"]
+    assert [case["name"] for case in report["cases"]] == [cases[0].name]
+    assert len(report["left_out"]) == 3
+
+
+def test_targets_come_first_and_with_everything() -> None:
+    own = reference_provider()
+    peer = Provider("peer", "core", own.refuses, own.prepare, peer=True)
+    pairs = run.order(quick_cases(), [own, peer])
+    assert [c for c, _ in pairs[: 2 * len(TARGETS)]] == [*TARGETS, *TARGETS]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_machine_code_is_made_once_for_all_that_share_it() -> None:
+    own = reference_provider()
+    jit = Provider("jit", "op", lambda case: "no" if case.heads == 8 else "", own.prepare, compiles_per=("gate",))
+    cases = [Case("decode", gate, heads, 1, 1) for heads in (8, 16, 32) for gate in GATES]
+    found = forms([(case, p) for case in cases for p in (own, jit)])
+    assert [(c.gate, c.heads, p.name) for c, p in found] == [("softplus", 16, "jit"), ("bounded", 16, "jit")]
+
+
+def test_a_form_that_cannot_be_compiled_ahead_is_noted() -> None:
+    lost = Provider("lost", "op", lambda case: "", reference_provider().prepare, compiles_per=("gate",))
+    lines: list[str] = []
+    compile_ahead([(Case("decode", "softplus", 8, 1, 1), lost)], lines.append)
+    assert len(lines) == 1
+    assert lines[0].startswith("lost failed at decode softplus H=8 1x1: KeyError")
 
 
 def test_a_failure_of_an_own_kernel_is_named(no_device: list[Provider], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from kimi_deploy.checkpoint.synth import synthesize
-from kimi_deploy.cli.build_engine import BACKENDS, PLUGINS
+from kimi_deploy.cli.build_engine import BACKENDS, HARDWARE, PLANS, PLUGINS, VERBOSITIES
 from kimi_deploy.cli.main import cli
+from kimi_deploy.engine import recipe
 from kimi_deploy.engine.backend import BACKEND_CHOICES
-from kimi_deploy.engine.recipe import PLUGIN_CHOICES
+from kimi_deploy.engine.recipe import HARDWARE_LEVELS, PLUGIN_CHOICES
 from kimi_deploy.errors import BackendError, KimiDeployError, UsageError
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.registry import OPS
@@ -137,9 +138,9 @@ def test_an_export_is_not_run_as_an_engine(checkpoint: Path, export: Path) -> No
 
 @needs_tensorrt_rtx
 def test_options_override_the_recipe(export: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text('backend = "tensorrt-rtx"\nplugin = "auto"\n[decode]\nbatch = 1\n')
-    arguments = ("build-engine", export, "-o", tmp_path / "engine", "--recipe", recipe, "--plugin", "none", "--json")
+    file = tmp_path / "recipe.toml"
+    file.write_text('backend = "tensorrt-rtx"\nplugin = "auto"\n[decode]\nbatch = 1\n')
+    arguments = ("build-engine", export, "-o", tmp_path / "engine", "--recipe", file, "--plugin", "none", "--json")
     done = run(*arguments, "--capability", "8.9", *SMALL)
     assert done.exit_code == 0, done.output
     details = json.loads(done.stdout)["manifest"]["details"]
@@ -165,5 +166,5 @@ def test_wrong_options_are_usage_errors(export: Path, tmp_path: Path, options: t
 
 
 def test_help_offers_what_the_library_takes() -> None:
-    choices: Any = (BACKENDS, PLUGINS)
-    assert choices == (BACKEND_CHOICES, PLUGIN_CHOICES)
+    choices: Any = (BACKENDS, PLUGINS, PLANS, HARDWARE, VERBOSITIES)
+    assert choices == (BACKEND_CHOICES, PLUGIN_CHOICES, recipe.PLANS, HARDWARE_LEVELS, recipe.VERBOSITIES)

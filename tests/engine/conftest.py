@@ -51,3 +51,13 @@ def engine(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("engine") / "small"
     build_engine(export, output, replace(RECIPE), overwrite=False, progress=no_progress)
     return output
+
+
+@pytest.fixture(scope="session")
+def plain_engine(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without any plugin, in a process where `engine` may have registered them."""
+    from kimi_deploy.engine.engine_from_onnx import build_engine
+
+    output = tmp_path_factory.mktemp("plain_engine") / "small"
+    build_engine(export, output, replace(RECIPE, plugin="none"), overwrite=False, progress=no_progress)
+    return output

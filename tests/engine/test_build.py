@@ -16,7 +16,7 @@ import pytest
 
 from kimi_deploy.contract import GraphContract
 from kimi_deploy.engine import backend as backends
-from kimi_deploy.engine import engine_from_onnx
+from kimi_deploy.engine import requirements
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.network import read_graph
 from kimi_deploy.engine.plugin_registry import PLUGIN_OPS
@@ -77,13 +77,25 @@ def test_both_profiles_share_one_copy_of_the_weights(export: Path, engine: Path)
     assert set(found.values()) == {1}, {k: v for k, v in found.items() if v != 1}
 
 
-def test_an_engine_without_any_plugin(export: Path, tmp_path: Path, engine: Path) -> None:
+def test_an_engine_without_any_plugin(engine: Path, plain_engine: Path) -> None:
     # `engine` has registered the plugin in this process: it must not be taken all the same
-    manifest = build(export, tmp_path / "engine", plugin="none")
-    assert manifest.details["plugins"] == {}
-    plan = (tmp_path / "engine" / "engine.plan").read_bytes()
+    assert Manifest.read(plain_engine).details["plugins"] == {}
+    plan = (plain_engine / "engine.plan").read_bytes()
     assert OPS["KimiDeltaAttention"].abi.encode() not in plan
     assert len(plan) > 1_000_000
+
+
+def test_two_plans_have_a_profile_each(export: Path, tmp_path: Path) -> None:
+    manifest = build(export, tmp_path / "engine", plans="two")
+    table = manifest.details["profiles"]
+    assert {n: (p["plan"], p["index"]) for n, p in table.items()} == {
+        "prefill": ("engine.plan", 0),
+        "decode": ("decode.plan", 0),
+    }
+    weights = (export / "weights.bin").stat().st_size
+    for name in ("engine.plan", "decode.plan"):
+        assert manifest.files[name]["bytes"] > weights
+    assert table["decode"]["shapes"]["input_ids"][2] == [2, 1]
 
 
 def test_states_can_be_aliased(export: Path, tmp_path: Path) -> None:
@@ -197,9 +209,9 @@ def test_profiles_beyond_what_tensorrt_addresses_are_refused(export: Path, tmp_p
 def test_too_little_room_is_refused(field: str, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if field == "disk":
         usage = shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(engine_from_onnx.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        monkeypatch.setattr(requirements.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     else:
-        monkeypatch.setattr(engine_from_onnx.os, "sysconf", lambda name: 1000)
+        monkeypatch.setattr(requirements, "machine_memory", lambda: 1000)
     refused(export, tmp_path / "engine", EngineError, f"not enough {field}")
 
 
@@ -259,9 +271,9 @@ def test_the_choice_of_backend(
 
 def test_the_full_tensorrt_needs_a_gpu_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
     rtx = backends.load("tensorrt-rtx")
-    monkeypatch.setattr(engine_from_onnx, "gpu_devices", lambda: ())
+    monkeypatch.setattr(requirements, "gpu_devices", lambda: ())
     with pytest.raises(BackendError, match="tensorrt-rtx"):
-        engine_from_onnx._check_machine(replace(rtx, name="tensorrt"))
+        requirements.check_machine(replace(rtx, name="tensorrt"))
 
 
 def test_the_default_recipe_is_the_default() -> None:

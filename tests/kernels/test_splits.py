@@ -27,8 +27,6 @@ def continued(device, calls, arrays, attributes):
 @pytest.mark.parametrize(
     "calls",
     [
-        (("prefill", 17), ("prefill", 33)),
-        (("prefill", 1), ("prefill", 2), ("prefill", 47)),
         (("prefill", 32), ("decode", 18)),
         (("decode", 1),) * 4 + (("prefill", 45), ("decode", 1)),
     ],

@@ -1,4 +1,4 @@
-"""The Triton kernels compute the recurrence: every length, gate, regime, head size, dtype."""
+"""What the Triton kernels take beyond the cases that all implementations share (`tests/kernels/test_matrix.py`)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ import pytest
 import torch
 
 from tests.ops.torch_cases import kda_attributes, kda_inputs
-from tests.ops.triton_cases import DEVICES, GATES, REGIMES, assert_accurate, prepared, regime_inputs, run
+from tests.ops.triton_cases import DEVICES, REGIMES, assert_accurate, prepared, regime_inputs, run
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 15, 16, 17, 63, 64, 65, 130])
-def test_any_number_of_steps(device: str, steps: int, gate: str) -> None:
-    attributes = kda_attributes(heads=1, head_dim=16, gate=gate)
-    for dtype in FLOATS if steps in (3, 65) else (torch.bfloat16,):
-        tensors = prepared(kda_inputs(1, steps, attributes, seed=steps), dtype)
-        assert_accurate(run(tensors, attributes, device), tensors, attributes)
 
 
 @pytest.mark.parametrize("steps", [5, 100])

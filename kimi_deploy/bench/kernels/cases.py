@@ -89,6 +89,13 @@ class Case:
         return {**asdict(self), "tokens": self.tokens, "bytes": self.bytes, "matrix_operations": self.matrix_operations}
 
 
+TARGETS = (
+    *(Case("prefill", gate, 32, 1, 8192) for gate in GATES),
+    *(Case("decode", "softplus", 32, batch, 1) for batch in (1, 32)),
+)
+"""The shapes that goals are set for; measured first, with every implementation."""
+
+
 def full_cases() -> list[Case]:
     """Every number of heads, batch, length and gate that fits MAX_TOKENS; ragged wherever there are several rows."""
     shapes: list[tuple[Kind, int, int]] = [("decode", batch, 1) for batch in BATCHES]

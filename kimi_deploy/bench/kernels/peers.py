@@ -12,6 +12,8 @@ from kimi_deploy.bench.kernels.inputs import LOWER_BOUND, NORM_EPS, Tensors, att
 from kimi_deploy.bench.kernels.providers import Provider, Run
 from kimi_deploy.ops.kimi_delta_attention.reference import causal_conv_silu
 
+FLA_COMPILES_PER = ("kind", "gate", "ragged", "heads")
+
 
 def core_inputs(case: Case, tensors: Tensors, dtype: torch.dtype = torch.bfloat16) -> Tensors:
     """q, k, v [batch, steps, heads, dim] after the convolution, rounded to bfloat16 and then in `dtype`."""
@@ -83,7 +85,7 @@ def fla_core_provider() -> Provider:
 
         return run
 
-    return Provider("fla core", "core", _no_idle_rows, prepare, peer=True)
+    return Provider("fla core", "core", _no_idle_rows, prepare, peer=True, compiles_per=FLA_COMPILES_PER)
 
 
 def fla_op_provider() -> Provider:
@@ -126,7 +128,7 @@ def fla_op_provider() -> Provider:
 
         return run
 
-    return Provider("fla", "op", _no_idle_rows, prepare, peer=True)
+    return Provider("fla", "op", _no_idle_rows, prepare, peer=True, compiles_per=FLA_COMPILES_PER)
 
 
 def flash_kda_provider() -> Provider:

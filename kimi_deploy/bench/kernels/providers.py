@@ -20,7 +20,8 @@ channels], the state [batch, heads, key, value]."""
 class Provider:
     """An implementation. Scope `op` is all of KimiDeltaAttention, `core` leaves out convolution and gated norm.
 
-    `refuses` says why a case cannot be run, or nothing; `prepare` does what is not timed.
+    `refuses` says why a case cannot be run, or nothing; `prepare` does what is not timed. `compiles_per` are the fields
+    of a case that ask for machine code of their own, where that is made at the first call.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Provider:
     prepare: Callable[[Case, Tensors], Run]
     graphed: bool = True
     peer: bool = False
+    compiles_per: tuple[str, ...] = ()
 
 
 def cuda_provider() -> Provider:
@@ -68,7 +70,8 @@ def triton_provider() -> Provider:
     """The Triton kernels, on padded rows. ImportError without Triton."""
     from kimi_deploy.ops.kimi_delta_attention.triton.launch import kimi_delta_attention
 
-    return Provider("triton", "op", lambda case: "", _on_ports(kimi_delta_attention))
+    compiles_per = ("kind", "gate", "ragged")
+    return Provider("triton", "op", lambda case: "", _on_ports(kimi_delta_attention), compiles_per=compiles_per)
 
 
 def reference_provider() -> Provider:

@@ -13,7 +13,8 @@ import torch
 
 from kimi_deploy import __version__
 from kimi_deploy.bench.kernels import peers, providers
-from kimi_deploy.bench.kernels.cases import Case
+from kimi_deploy.bench.kernels.ahead import compile_ahead
+from kimi_deploy.bench.kernels.cases import TARGETS, Case
 from kimi_deploy.bench.kernels.device import Ceilings, describe_device, measure_ceilings, require_device
 from kimi_deploy.bench.kernels.errors import errors_of
 from kimi_deploy.bench.kernels.inputs import Distribution, make_inputs
@@ -39,14 +40,14 @@ def run_kernel_bench(
     save: Callable[[dict[str, Any]], None] = lambda report: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """The report, as described in `report.py`. This project's kernels go through all cases first, then the others.
+    """The report, as described in `report.py`. What is measured first: see `order`.
 
     `save` gets the report so far after each measurement, so that a run that is killed still leaves one; `note` gets a
-    line on each. After `budget` seconds nothing further starts. What was left out stands in the report.
+    line on each. After `budget` seconds of measuring nothing further starts, and KeyboardInterrupt ends it too. What
+    was left out stands in the report.
     Raises BackendError without a CUDA device or when none of this project's kernels can run.
     """
     require_device()
-    began = time.monotonic()
     available, missing = open_providers()
     if not {"cuda", "triton"} & {p.name for p in available}:
         raise BackendError("none of this project's kernels can run", seen=str(missing), fix="make kernels")
@@ -55,6 +56,8 @@ def run_kernel_bench(
     flush = Flush(device["l2_bytes"])
     entries = {case: _entry(case, ceilings) for case in cases}
     todo = order(cases, available)
+    compile_ahead(todo, note)
+    began = time.monotonic()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kimi_deploy": __version__,
@@ -64,6 +67,7 @@ def run_kernel_bench(
         "ceilings": ceilings.to_dict(),
         "providers": {p.name: {"scope": p.scope, "peer": p.peer} for p in available},
         "missing": missing,
+        "interrupted": False,
         "seconds": 0.0,
         "cases": [],
         "left_out": [{"case": c.name, "kernel": p.name} for c, p in todo],
@@ -71,7 +75,12 @@ def run_kernel_bench(
     for done, (case, provider) in enumerate(todo):
         if budget is not None and time.monotonic() - began > budget:
             break
-        result = measure(provider, case, entries[case]["floors"], flush)
+        try:
+            result = measure(provider, case, entries[case]["floors"], flush)
+        except KeyboardInterrupt:
+            report["interrupted"] = True
+            save(report)
+            break
         entries[case]["results"][provider.name] = result
         torch.cuda.empty_cache()
         seconds = time.monotonic() - began
@@ -84,13 +93,14 @@ def run_kernel_bench(
 
 
 def order(cases: Sequence[Case], available: Sequence[Provider]) -> list[tuple[Case, Provider]]:
-    """What is measured, in turn: this project's kernels on every case, then the others on theirs."""
+    """What is measured, in turn: everything on the TARGETS, this project's kernels on all else, then the others."""
     return [
         (case, p)
+        for of_targets in (True, False)
         for peer in (False, True)
         for case in cases
         for p in available
-        if p.peer == peer and (case.peers or not peer)
+        if (case in TARGETS) == of_targets and p.peer == peer and (case.peers or not peer)
     ]
 
 

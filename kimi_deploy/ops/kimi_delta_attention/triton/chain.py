@@ -8,7 +8,7 @@ import triton.language as tl
 from kimi_deploy.ops.kimi_delta_attention.triton.convolution import store_conv_state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("steps", "start", "chunks", "H"))
 def kda_chain(  # type: ignore[no-untyped-def]
     w_in,
     u_in,

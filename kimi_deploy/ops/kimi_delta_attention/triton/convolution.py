@@ -18,7 +18,8 @@ def conv_silu(qkv, weight, past, first, r, channel, keep, real, STRIDE, WIDTH: t
     """
     offset = r * STRIDE + channel
     total = tl.zeros(keep.shape, tl.float32)
-    for back in tl.static_range(WIDTH):
+    # a loop the compiler does not unroll: all loads at once would take more registers than there are
+    for back in tl.range(0, WIDTH, num_stages=1):
         source = qkv + (first - back).to(tl.int64) * STRIDE
         x = tl.load(source + offset, mask=keep & (first + r >= back), other=0.0).to(tl.float32)
         total += x * tl.load(weight + channel * WIDTH + (WIDTH - 1 - back), mask=real, other=0.0).to(tl.float32)

@@ -15,7 +15,7 @@ def pick(x, part, index: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(part == index, x, 0.0), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("H",))
 def kda_decode(  # type: ignore[no-untyped-def]
     qkv,
     decay,

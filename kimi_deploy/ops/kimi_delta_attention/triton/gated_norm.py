@@ -8,7 +8,7 @@ import triton.language as tl
 from kimi_deploy.ops.kimi_delta_attention.triton.elementwise import sigmoid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("steps", "start", "window", "H"))
 def kda_gated_norm(  # type: ignore[no-untyped-def]
     o_in,
     output_gate,

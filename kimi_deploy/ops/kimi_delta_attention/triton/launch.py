@@ -207,7 +207,10 @@ def kimi_delta_attention(
 
 
 def decode_warps(block: int) -> int:
-    """Warps of the decode kernel: 128 values of the state per thread, the fastest on an H200 at any batch size."""
+    """Warps of the decode kernel: 128 values of the state per thread.
+
+    Measured on an H100, 32 heads of 128: 64 us at batch 32 against 87 with twice as many, 212 against 318 at batch 128.
+    """
     return max(1, min(16, block * block // 4096))
 
 

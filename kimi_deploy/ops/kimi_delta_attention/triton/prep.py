@@ -56,7 +56,7 @@ def unit_triangle_inverse(A, r, LEVELS: tl.constexpr, CHUNK: tl.constexpr, UNIT:
     return T
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("steps", "start", "chunks", "H"))
 def kda_prep(  # type: ignore[no-untyped-def]
     qkv,
     decay,

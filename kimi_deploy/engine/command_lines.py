@@ -1,0 +1,85 @@
+"""The command lines of trtexec and Polygraphy that build what a recipe builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kimi_deploy.contract import GraphContract
+from kimi_deploy.engine.backend import TensorRT
+from kimi_deploy.engine.recipe import EngineRecipe, Profile
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def trtexec(
+    recipe: EngineRecipe, contract: GraphContract, graph: Path, output: Path, library: Path | None
+) -> list[list[str]]:
+    """One trtexec command per plan, of the full TensorRT; `library` holds the plugins that the graph asks for."""
+    commands = []
+    for plan, profiles in recipe.profiles_of_plans.items():
+        words = ["trtexec", f"--onnx={graph}", f"--saveEngine={output / plan}", "--skipInference"]
+        words += ["--stronglyTyped", f"--builderOptimizationLevel={recipe.optimization_level}"]
+        words += [] if recipe.tf32 else ["--noTF32"]
+        words += [f"--profilingVerbosity={recipe.profiling_verbosity}"]
+        words += ["--versionCompatible"] * recipe.version_compatible
+        if recipe.hardware_compatibility != "none":
+            words.append(f"--hardwareCompatibilityLevel={recipe.hardware_compatibility}")
+        words += ["--refit"] * recipe.refit + ["--stripWeights"] * recipe.strip_weights
+        pools = [f"workspace:{recipe.workspace_mib}M"] if recipe.workspace_mib else []
+        pools += [f"tacticSharedMem:{recipe.tactic_shared_memory_kib}K"] if recipe.tactic_shared_memory_kib else []
+        words += [f"--memPoolSize={','.join(pools)}"] if pools else []
+        words += [f"--timingCacheFile={recipe.timing_cache}"] if recipe.timing_cache else []
+        words += ["--preview=+aliasedPluginIO1003"] if recipe.in_place_state else []
+        words += [f"--staticPlugins={library}"] if library else []
+        for index, profile in enumerate(profiles.values()):
+            # trtexec takes the three that stand right behind their --profile
+            words.append(f"--profile={index}")
+            for option, shapes in _by_bound(profile, contract, ("--minShapes", "--optShapes", "--maxShapes")).items():
+                listed = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+                words.append(f"{option}={listed}")
+        commands.append(words)
+    return commands
+
+
+def polygraphy(
+    recipe: EngineRecipe,
+    contract: GraphContract,
+    graph: Path,
+    output: Path,
+    library: Path | None,
+    backend: TensorRT,
+    capabilities: tuple[str, ...],
+) -> list[list[str]]:
+    """One `polygraphy convert` per plan. The variable in front of it is how Polygraphy is told of TensorRT-RTX."""
+    commands = []
+    for plan, profiles in recipe.profiles_of_plans.items():
+        words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if backend == "tensorrt-rtx" else []
+        words += ["polygraphy", "convert", str(graph), "--convert-to", "trt", "-o", str(output / plan)]
+        words += ["--strongly-typed", "--builder-optimization-level", str(recipe.optimization_level)]
+        words += ["--tf32"] * recipe.tf32 + ["--version-compatible"] * recipe.version_compatible
+        words += ["--profiling-verbosity", recipe.profiling_verbosity]
+        if recipe.hardware_compatibility != "none":
+            level = {"ampere+": "ampere_plus", "sameComputeCapability": "same_compute_capability"}
+            words += ["--hardware-compatibility-level", level[recipe.hardware_compatibility]]
+        words += ["--refittable"] * recipe.refit + ["--strip-plan"] * recipe.strip_weights
+        pools = [f"workspace:{recipe.workspace_mib}M"] if recipe.workspace_mib else []
+        pools += [f"tactic_shared_memory:{recipe.tactic_shared_memory_kib}K"] * bool(recipe.tactic_shared_memory_kib)
+        words += ["--pool-limit", *pools] if pools else []
+        words += ["--load-timing-cache", recipe.timing_cache] if recipe.timing_cache else []
+        words += ["--preview-features", "aliased_plugin_io_10_03"] if recipe.in_place_state else []
+        words += ["--compute-capabilities", *capabilities] if capabilities else []
+        words += ["--plugins", str(library)] if library else []
+        for profile in profiles.values():
+            bounds = ("--trt-min-shapes", "--trt-opt-shapes", "--trt-max-shapes")
+            for option, shapes in _by_bound(profile, contract, bounds).items():
+                words.append(option)
+                words += [f"{name}:[{','.join(map(str, shape))}]" for name, shape in shapes.items()]
+        commands.append(words)
+    return commands
+
+
+def _by_bound(profile: Profile, contract: GraphContract, options: tuple[str, str, str]) -> Mapping[str, Shapes]:
+    """The smallest, likely and largest shape of every input that has any, by option."""
+    shapes = profile.shapes(contract)
+    return {option: {name: s[i] for name, s in shapes.items()} for i, option in enumerate(options)}

@@ -1,0 +1,38 @@
+"""The graph that TensorRT is given, as a file for trtexec and Polygraphy, which cannot change bodies in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import onnx
+
+from kimi_deploy.engine.network import Graph
+from kimi_deploy.errors import UsageError
+from kimi_deploy.output_folder import output_folder
+
+GRAPH_NAME = "model.onnx"
+
+
+def save_graph(graph: Graph, export: Path, target: Path, *, overwrite: bool) -> Path:
+    """Write `graph` and a copy of its weights to the folder `target`, whole or not at all; returns the graph's path.
+
+    Raises UsageError when the folder is in use.
+    """
+    model = onnx.load_from_string(graph.proto)
+    sources: dict[str, Path] = {}
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                source = Path(os.path.abspath(export / entry.value))
+                entry.value = source.name
+                if sources.setdefault(source.name, source) != source:
+                    raise UsageError("two weight files have one name", seen=f"{source} and {sources[source.name]}")
+    known = {GRAPH_NAME, *sources}
+    with output_folder(target, overwrite=overwrite, known=lambda folder: known) as folder:
+        for name, source in sources.items():
+            # no link: ONNX's readers refuse weights that have two names, the export's own from then on too
+            shutil.copyfile(source, folder / name)
+        (folder / GRAPH_NAME).write_bytes(model.SerializeToString())
+    return target / GRAPH_NAME

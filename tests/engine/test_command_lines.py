@@ -1,0 +1,150 @@
+"""The printed command lines of other tools: Polygraphy's is run for real, trtexec's is read as trtexec reads it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from kimi_deploy.cli.main import cli
+from kimi_deploy.engine import command_lines
+from kimi_deploy.engine.engine_from_onnx import graph_for
+from kimi_deploy.engine.network import Graph
+from kimi_deploy.engine.recipe import EngineRecipe
+from kimi_deploy.errors import BackendError, UsageError
+from tests.capabilities import needs_tensorrt_rtx
+from tests.engine.conftest import RECIPE
+
+SIZES = (
+    "--prefill=sequence=1:8:32,batch=1:1:2,capacity=1:64:64,num_logits=1:1:4",
+    "--decode=batch=1:1:2,capacity=1:64:64",
+)
+
+
+def printed(export: Path, output: Path, graph: Path, *options: str) -> list[list[str]]:
+    arguments = ["build-engine", str(export), "-o", str(output), "--save-onnx", str(graph), "--plugin", "none"]
+    done = CliRunner().invoke(cli, [*arguments, *SIZES, "--capability", "8.9", *options])
+    assert done.exit_code == 0, done.output
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@needs_tensorrt_rtx
+def test_the_polygraphy_command_builds_the_same_engine(export: Path, plain_engine: Path, tmp_path: Path) -> None:
+    """Bit for bit no two builds are equal; the size and the whole text of the plan's tensor names are."""
+    output = tmp_path / "engine"
+    commands = printed(export, output, tmp_path / "graph", "--backend", "tensorrt-rtx", "--print-polygraphy")
+    assert [words[0] for words in commands] == ["mkdir", "env"]
+    assert not output.exists(), "printing builds nothing"
+    for words in commands:
+        if "polygraphy" in words:
+            words[words.index("polygraphy")] = str(Path(sys.executable).with_name("polygraphy"))
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    seen, expected = ((folder / "engine.plan").read_bytes() for folder in (output, plain_engine))
+    assert len(seen) == len(expected)
+    assert seen.count(b"past_key_values") == expected.count(b"past_key_values") > 0
+
+
+def test_the_saved_graph_is_whole_and_leaves_the_export_readable(export: Path, tmp_path: Path) -> None:
+    printed(export, tmp_path / "engine", tmp_path / "graph", "--print-trtexec")
+    assert sorted(p.name for p in (tmp_path / "graph").iterdir()) == ["model.onnx", "weights.bin"]
+    # weights with a second name are refused by onnx_ir
+    for folder in (export, tmp_path / "graph"):
+        for value in ir.load(folder / "model.onnx").graph.initializers.values():
+            assert value.const_value is not None
+            value.const_value.numpy()
+    nodes = onnx.load(tmp_path / "graph" / "model.onnx", load_external_data=False).graph.node
+    custom = [n for n in nodes if n.domain == "kimi"]
+    assert custom
+    assert not any(a.name == "plugin_namespace" for n in custom for a in n.attribute)
+
+
+@pytest.fixture(scope="module")
+def graph(export: Path) -> Graph:
+    return graph_for(export, replace(RECIPE, plugin="none"))
+
+
+def test_trtexec_gets_every_profile_right_behind_its_number(graph: Graph) -> None:
+    (words,) = command_lines.trtexec(RECIPE, graph.contract, Path("g/model.onnx"), Path("out"), None)
+    for index, (name, profile) in enumerate(RECIPE.profiles.items()):
+        at = words.index(f"--profile={index}")
+        shapes = profile.shapes(graph.contract)
+        for bound, option in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
+            given, _, text = words[at + 1 + bound].partition("=")
+            assert given == option, name
+            parsed = dict(part.rsplit(":", 1) for part in text.split(","))
+            assert {n: tuple(map(int, d.split("x"))) for n, d in parsed.items()} == {
+                n: s[bound] for n, s in shapes.items()
+            }
+    assert words[:3] == ["trtexec", "--onnx=g/model.onnx", "--saveEngine=out/engine.plan"]
+    assert "--noTF32" in words
+
+
+def test_every_option_of_a_recipe_has_its_word(graph: Graph) -> None:
+    recipe = EngineRecipe(
+        plans="two",
+        optimization_level=5,
+        workspace_mib=64,
+        tactic_shared_memory_kib=48,
+        tf32=True,
+        in_place_state=True,
+        version_compatible=True,
+        hardware_compatibility="ampere+",
+        refit=True,
+        strip_weights=True,
+        profiling_verbosity="detailed",
+        timing_cache="cache",
+    )
+    arguments = (recipe, graph.contract, Path("g.onnx"), Path("out"), Path("lib.so"))
+    trtexec = command_lines.trtexec(*arguments)
+    assert [w[2] for w in trtexec] == ["--saveEngine=out/engine.plan", "--saveEngine=out/decode.plan"]
+    assert {w.count("--profile=0") for w in trtexec} == {1}
+    assert set(trtexec[0]) >= {
+        "--builderOptimizationLevel=5",
+        "--memPoolSize=workspace:64M,tacticSharedMem:48K",
+        "--preview=+aliasedPluginIO1003",
+        "--versionCompatible",
+        "--hardwareCompatibilityLevel=ampere+",
+        "--refit",
+        "--stripWeights",
+        "--profilingVerbosity=detailed",
+        "--timingCacheFile=cache",
+        "--staticPlugins=lib.so",
+    }
+    assert "--noTF32" not in trtexec[0]
+    polygraphy = command_lines.polygraphy(*arguments, "tensorrt", ())
+    assert polygraphy[0][0] == "polygraphy"
+    text = " ".join(polygraphy[0])
+    for words in (
+        "--builder-optimization-level 5",
+        "--pool-limit workspace:64M tactic_shared_memory:48K",
+        "--preview-features aliased_plugin_io_10_03",
+        "--version-compatible",
+        "--hardware-compatibility-level ampere_plus",
+        "--refittable",
+        "--strip-plan",
+        "--profiling-verbosity detailed",
+        "--load-timing-cache cache",
+        "--plugins lib.so",
+        "--tf32",
+    ):
+        assert words in text
+
+
+def test_commands_without_a_graph_or_a_plugin_library_are_refused(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["build-engine", str(export), "-o", str(tmp_path / "engine"), "--print-trtexec"]
+    assert isinstance(CliRunner().invoke(cli, arguments).exception, UsageError)
+    monkeypatch.setattr("kimi_deploy.engine.plugin_library.default_path", lambda: tmp_path / "none.so")
+    done = CliRunner().invoke(cli, [*arguments, "--save-onnx", str(tmp_path / "graph")])
+    assert isinstance(done.exception, BackendError)
+    assert "make plugins" in str(done.exception)
+    assert not (tmp_path / "graph").exists()

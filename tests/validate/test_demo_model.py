@@ -1,0 +1,39 @@
+"""The model that ships, in every form that runs on a CPU: what this repository must never break."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from kimi_deploy.manifest import Manifest
+from kimi_deploy.onnx.bodies import set_bodies
+from kimi_deploy.ops.flavours import FLAVOURS, Flavour
+from kimi_deploy.validate.run import Settings, validate_export
+from tests.graph.conftest import export, no_progress
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+QUICK = Settings(max_tokens=40, long_tokens=130, greedy_tokens=48, threads=1)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(DEMO, tmp_path_factory.mktemp("demo") / "export")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_demo_model_passes_with_every_body(flavour: Flavour, demo: Path) -> None:
+    # another flavour is another set of bodies in the same graph
+    model = ir.load(demo / "model.onnx")
+    set_bodies(model, flavour, "float32")
+    ir.save(model, demo / "model.onnx")
+    manifest = Manifest.read(demo)
+    replace(manifest, details={**manifest.details, "body": flavour}).write(demo)
+    report = validate_export(DEMO, demo, QUICK, no_progress)
+    assert report.passed, report.failure
+    assert report.facts["body"] == flavour
+
+
+def test_the_demo_model_passes_in_float16(tmp_path: Path) -> None:
+    report = validate_export(DEMO, export(DEMO, tmp_path / "export", "float16"), QUICK, no_progress)
+    assert report.passed, report.failure
