@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # bytes of stack per thread that spilled registers may take: none in the serial kernel, where each would be waited for
-STACK = {"kda_chain": 0, "kda_gated_norm": 0, "kda_decode": 128, "kda_prep": 640}
+STACK = {"kda_chain": 0, "kda_gated_norm": 0, "kda_decode": 128, "kda_prep": 192}
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -23,6 +24,7 @@ from kimi_deploy.ops.kimi_delta_attention.triton.chain import kda_chain
 from kimi_deploy.ops.kimi_delta_attention.triton.decode import kda_decode
 from kimi_deploy.ops.kimi_delta_attention.triton.gated_norm import kda_gated_norm
 from kimi_deploy.ops.kimi_delta_attention.triton.prep import kda_prep
+from kimi_deploy.ops.kimi_delta_attention.triton.tiling import prefill_tiling
 
 FLOAT32 = {"A_log", "dt_bias", "past_state", "present_state", "u_out", "u_in", "total_out", "total_in", "o_out", "o_in"}
 SCALARS = {"norm_eps": "fp32", "scale": "fp32", "lower_bound": "fp32", "l2_eps": "fp32"} | dict.fromkeys(
@@ -54,8 +56,8 @@ def compiled(kernel: Any, capability: int, data: str, constants: dict[str, Any],
 
 
 def main(capability: int) -> None:
-    big = capability in (90, 100)
-    chunk = 64 if big else 32
+    tiling = prefill_tiling(128, torch.empty(0, dtype=torch.bfloat16))
+    chunk = tiling.chunk
     common = {"D": 128, "BLOCK": 128, "RAGGED": True}
     conv = {"WIDTH": 4, "COLUMNS": 4}
     unit = {"UNIT": tl.float16, "VALUE": tl.float32, "PRECISION": "tf32"}
@@ -64,12 +66,20 @@ def main(capability: int) -> None:
         (
             kda_prep,
             {**common, **unit, "WIDTH": 4, "BOUNDED": True, "CHUNK": chunk, "LEVELS": chunk.bit_length() - 1},
-            {"num_warps": 8},
+            {"num_warps": tiling.prep_warps},
         ),
         (
             kda_chain,
-            {**common, **conv, "CHUNK": chunk, "BLOCK_V": 32, "LAST": True, "PRECISION": "tf32", "STAGES": 3},
-            {"num_warps": 4},
+            {
+                **common,
+                **conv,
+                "CHUNK": chunk,
+                "BLOCK_V": tiling.block_v,
+                "LAST": True,
+                "PRECISION": "tf32",
+                "STAGES": tiling.stages,
+            },
+            {"num_warps": tiling.chain_warps},
         ),
         (kda_gated_norm, {**common, "ROWS": 16}, {"num_warps": 4}),
     ]

@@ -30,17 +30,17 @@ def prefill_tiling(head_dim: int, x: torch.Tensor) -> Tiling:
     """The tiling for data like `x` on its device.
 
     No tile is narrower than 32: heads padded to 16 gave wrong results on an H200 (Triton 3.6), 32 and more right ones.
-    Of the tilings tried there, 32 values per chain program and three stages were the fastest.
+    Measured on an H100, 8192 steps, 32 heads of 128: the first kernel takes 0.77 ms with chunks of 16 and two warps, 1.14
+    with four, 1.59 with chunks of 64 and eight: fewer threads meet less often. The chain takes 0.38 ms against 0.23. Of
+    the chain's tilings tried, 32 values per program and three stages were the fastest.
     """
     block = max(32, 1 << (head_dim - 1).bit_length())
     wide = x.dtype == torch.float32
-    # 64 rows are what Hopper's and later data-centre matrix units take at once; elsewhere they only cost registers
-    big = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] in (9, 10) and block <= 128
     return Tiling(
         block=block,
-        chunk=16 if wide else 64 if big else 32,
+        chunk=16,
         block_v=32,
-        prep_warps=8 if block >= 128 else 4,
+        prep_warps=(8 if block >= 128 else 4) if wide else max(1, block // 64),
         chain_warps=4,
         stages=1 if wide else 3 if block <= 128 else 2,
     )
