@@ -8,6 +8,9 @@ import onnxruntime
 import pytest
 import torch
 
+from kimi_deploy.cuda_driver import gpu_devices
+from kimi_deploy.engine.backend import TensorRT, installed, load
+
 needs_tensorrt_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="the tensorrt-rtx extra is not installed"
 )
@@ -26,4 +29,19 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to ope
 needs_tensorrt_headers = pytest.mark.skipif(
     importlib.util.find_spec("kernel_lens") is None,
     reason="no package with TensorRT's C++ headers is installed (pip install --no-deps kernel-lens)",
+)
+
+
+def runnable_tensorrt() -> TensorRT | None:
+    """The TensorRT that runs engines on this machine's GPU, if there is one."""
+    devices = gpu_devices()
+    if devices and installed("tensorrt"):
+        return "tensorrt"
+    if devices and installed("tensorrt-rtx") and devices[0].capability in load("tensorrt-rtx").offered_capabilities:
+        return "tensorrt-rtx"
+    return None
+
+
+needs_runnable_tensorrt = pytest.mark.skipif(
+    runnable_tensorrt() is None, reason="no TensorRT that runs on a GPU of this machine"
 )

@@ -1,0 +1,88 @@
+"""A real engine on a real GPU: built, run by the TensorRT runner, compared with ONNX Runtime on the same export."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kimi_deploy.cuda_driver import gpu_devices
+from kimi_deploy.engine.engine_from_onnx import build_engine
+from kimi_deploy.engine.recipe import EngineRecipe, Profile
+from kimi_deploy.onnx.export import export_model
+from kimi_deploy.runtime.generation import generate
+from kimi_deploy.runtime.ort_runner import OrtRunner
+from kimi_deploy.runtime.trt_runner import TrtRunner, open_trt_runner
+from kimi_deploy.validate.compare import compare
+from kimi_deploy.validate.tolerances import tolerance
+from tests.capabilities import needs_runnable_tensorrt, runnable_tensorrt
+from tests.configs import config
+from tests.models import write_model
+from tests.runtime.conftest import greedy, state_bytes
+
+pytestmark = [pytest.mark.gpu, needs_runnable_tensorrt]
+
+CLOSE = tolerance("graph_float32")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu")
+    checkpoint = write_model(folder / "model", config("KKM"), tokenizer=False)
+    quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
+    export_model(checkpoint, folder / "export", dtype="float32", flavour="ort", overwrite=False, progress=quiet)
+    return folder / "export"
+
+
+@pytest.fixture(scope="module", params=["plugin", "none", "aliased", "two plans"])
+def engine(request: pytest.FixtureRequest, export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backend = runnable_tensorrt()
+    assert backend is not None
+    recipe = EngineRecipe(
+        backend=backend,
+        compute_capabilities=(gpu_devices()[0].capability,) if backend == "tensorrt-rtx" else (),
+        plugin="none" if request.param == "none" else "python",
+        in_place_state=request.param == "aliased",
+        plans="two" if request.param == "two plans" else "one",
+        prefill=Profile(batch=(1, 1, 3), sequence=(1, 8, 32), capacity=(1, 256, 300), num_logits=(1, 1, 4)),
+        decode=Profile(batch=(1, 1, 3), capacity=(1, 256, 300)),
+    )
+    output = tmp_path_factory.mktemp("engine") / "engine"
+    build_engine(export, output, recipe, overwrite=False, progress=lambda *_: nullcontext(lambda n: None))
+    return output
+
+
+@pytest.fixture(scope="module")
+def trt(engine: Path) -> TrtRunner:
+    return open_trt_runner(engine)
+
+
+@pytest.fixture(scope="module")
+def ort(export: Path) -> OrtRunner:
+    return OrtRunner(export, threads=2)
+
+
+def test_logits_and_states_are_those_of_onnx_runtime(trt: TrtRunner, ort: OrtRunner) -> None:
+    ids = np.random.default_rng(0).integers(0, trt.contract.vocab_size, (3, 70))
+    lengths = np.array([70, 3, 41], np.int32)
+    states = [r.new_state(3, 100) for r in (trt, ort)]
+    logits = [r.forward(ids, s, lengths) for r, s in zip((trt, ort), states, strict=True)]
+    assert compare(*logits).within(CLOSE)
+    for name, tensor in states[1].snapshot().tensors.items():
+        assert compare(states[0].snapshot().tensors[name], tensor).within(CLOSE), name
+
+
+def test_200_replayed_steps_equal_200_eager_ones(trt: TrtRunner, engine: Path) -> None:
+    eager = open_trt_runner(engine, graphs=False)
+    states = [r.new_state(2, 256) for r in (trt, eager)]
+    results = [greedy(r, s, np.array([3, 5]), 200) for r, s in zip((trt, eager), states, strict=True)]
+    np.testing.assert_array_equal(*results)
+    assert state_bytes(states[0]) == state_bytes(states[1])
+    assert trt._graphs, "the engine cannot be recorded"
+
+
+def test_generation_is_that_of_onnx_runtime(trt: TrtRunner, ort: OrtRunner) -> None:
+    prompts = [[5, 6, 7], list(range(30))]
+    assert generate(trt, prompts, max_new_tokens=40).tokens == generate(ort, prompts, max_new_tokens=40).tokens
