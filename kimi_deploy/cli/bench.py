@@ -82,6 +82,13 @@ def bench_command() -> None:
 @click.option(
     "-o", "--output", type=NamedPath(path_type=Path), metavar="FILE", help="Save the report as JSON, for `compare`."
 )
+@click.option(
+    "--long-context",
+    type=click.IntRange(1024),
+    metavar="N",
+    help="Instead: stream a prompt of N tokens through the export; time and memory at every doubling.",
+)
+@click.option("--plot", type=NamedPath(path_type=Path), metavar="FILE", help="Of --long-context: draw it as a PNG.")
 @click.option("--curve", is_flag=True, help="Instead: ONNX Runtime's decode step from 128 to 8,192 cached tokens.")
 @json_option
 def model_command(
@@ -98,6 +105,8 @@ def model_command(
     threads: int,
     profile: Path | None,
     output: Path | None,
+    long_context: int | None,
+    plot: Path | None,
     curve: bool,
     as_json: bool,
 ) -> None:
@@ -108,6 +117,11 @@ def model_command(
     the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32, llama.cpp in
     --gguf-type.
     """
+    if long_context is not None:
+        _long_context(export, long_context, decode_steps, threads, plot, output, as_json)
+        return
+    if plot is not None:
+        raise UsageError("--plot draws what --long-context measures", fix="add --long-context N")
     if curve:
         _curve(export, decode_steps, threads, as_json)
         return
@@ -167,6 +181,40 @@ def _curve(export: Path, steps: int, threads: int, as_json: bool) -> None:
         return
     rows = [(f"{p.cached:,}", f"{p.capacity:,}", f"{p.median * 1e3:.2f}", f"{p.fastest * 1e3:.2f}") for p in points]
     print_table(("cached tokens", "capacity", "median (ms)", "fastest (ms)"), rows)
+
+
+def _long_context(
+    export: Path, tokens: int, steps: int, threads: int, plot: Path | None, output: Path | None, as_json: bool
+) -> None:
+    from kimi_deploy.bench import long_context
+
+    with progress("streaming", tokens, unit="tokens") as advance:
+        report = long_context.stream(export, tokens, steps, threads, advance)
+    if plot is not None:
+        long_context.plot(report, plot)
+    if output is not None:
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(report)
+        return
+    rows = [
+        (
+            f"{p['context']:,}",
+            f"{p['prefill_seconds'] * 1e3:.3f}",
+            f"{p['decode_seconds'] * 1e3:.2f}",
+            f"{p['kda_bytes']:,}",
+            f"{p['latent_bytes']:,}",
+            f"{p['peak_process_bytes'] / 1e6:.0f}",
+        )
+        for p in report["points"]
+    ]
+    headers = ("cached tokens", "prefill (ms/token)", "decode (ms)", "KDA state (B)", "latent cache (B)", "peak (MB)")
+    print_table(headers, rows)
+    seen = report["chunked_against_whole"]
+    click.echo(
+        f"prefill of {seen['tokens']:,} tokens in chunks against one call: logits {seen['logits_peak']:.1e}, states "
+        f"{seen['state_peak']:.1e} ({seen['worst_state']}) of the largest magnitude"
+    )
 
 
 def _print_report(report: dict[str, Any], first: str, prompt: int) -> None:

@@ -1,0 +1,168 @@
+"""A long prompt streamed through an export on the CPU: time per token, memory and state at growing contexts."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kimi_deploy.config import KimiLinearConfig
+from kimi_deploy.errors import UsageError
+from kimi_deploy.runtime.base import Runner
+from kimi_deploy.runtime.state import State
+from kimi_deploy.validate.compare import compare
+from kimi_deploy.validate.observation import observe, run_in_pieces
+
+SCHEMA_VERSION = 1
+FIRST_MARK = 1024
+LONGEST_CHUNK, SHORTEST_CHUNK = 512, 16
+SCORE_BYTES = 128 << 20
+"""Attention scores take heads x chunk x cached tokens x 4 bytes: a chunk is as long as this allows."""
+COMPARED = 2048
+"""Tokens up to which the whole prompt is also taken in one call, to compare."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What it took to come to `context` cached tokens from the point before, and to decode there; batch 1.
+
+    Seconds per token of prefill (the mean since the last point) and of decode (the median of single steps). Bytes: of
+    the KDA states, of the latent cache's rows in use, and the process's peak so far.
+    """
+
+    context: int
+    prefill_seconds: float
+    decode_seconds: float
+    kda_bytes: int
+    latent_bytes: int
+    peak_process_bytes: int
+
+
+def stream(
+    export: Path, tokens: int, steps: int, threads: int, advance: Callable[[int], None] = lambda n: None
+) -> dict[str, Any]:
+    """Consume a seeded random prompt of `tokens` tokens; every doubling from 1,024 on is a point of the result.
+
+    At a point, `steps` tokens of the prompt are consumed one by one, as decoding does. `advance` is called with the
+    tokens consumed since the last call. The result also says how far a prefill in chunks is from one in a single call,
+    for up to 2,048 tokens. Raises UsageError when the prompt is shorter than 1,024 tokens or the steps are more than
+    512, and what OrtRunner raises.
+    """
+    from kimi_deploy.runtime.ort_runner import OrtRunner
+
+    if tokens < FIRST_MARK:
+        raise UsageError("the context is too short to show much", seen=str(tokens), expected=f"{FIRST_MARK} or more")
+    if not 1 <= steps <= FIRST_MARK // 2:
+        raise UsageError("the decode steps do not fit between two points", seen=str(steps), expected="1 to 512")
+    config = KimiLinearConfig.from_folder(export)
+    runner = OrtRunner(export, threads=threads)
+    random = np.random.default_rng(0)
+    state = runner.new_state(batch=1, capacity=tokens + steps)
+    marks = _marks(tokens, steps)
+    points, began, since = [], time.perf_counter(), 0
+    for start, stop in _chunks(tokens, steps, config.num_attention_heads):
+        ids = random.integers(0, runner.contract.vocab_size, (1, stop - start))
+        runner.forward(ids, state)
+        advance(stop - start)
+        if stop in marks:
+            prefill = (time.perf_counter() - began) / (stop - since)
+            points.append(_point(runner, state, prefill, _decode(runner, state, steps, random)))
+            advance(steps)
+            began, since = time.perf_counter(), stop + steps
+    state.check_finite()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tokens": tokens,
+        "decode_steps": steps,
+        "threads": threads,
+        "points": [asdict(p) for p in points],
+        "kda_constant": len({p.kda_bytes for p in points}) == 1,
+        "chunked_against_whole": _chunked_against_whole(runner, min(tokens, COMPARED)),
+    }
+
+
+def _marks(tokens: int, steps: int) -> list[int]:
+    """FIRST_MARK doubled as often as it fits with its decode steps, and the end."""
+    doubled = [FIRST_MARK << n for n in range(tokens.bit_length())]
+    return [*(m for m in doubled if m + steps < tokens), tokens]
+
+
+def _chunks(tokens: int, steps: int, heads: int) -> Iterator[tuple[int, int]]:
+    """Starts and ends of the prefill calls; a mark ends one, and the next begins after the mark's decode steps."""
+    start, marks = 0, _marks(tokens, steps)
+    while start < tokens:
+        fits = SCORE_BYTES // (4 * heads * max(start, LONGEST_CHUNK))
+        chunk = max(SHORTEST_CHUNK, min(LONGEST_CHUNK, 1 << max(0, fits.bit_length() - 1)))
+        mark = next(m for m in marks if m > start)
+        stop = min(start + chunk, mark)
+        yield start, stop
+        start = stop + steps if stop == mark else stop
+
+
+def _decode(runner: Runner, state: State, steps: int, random: np.random.Generator) -> float:
+    times = []
+    for _ in range(steps):
+        ids = random.integers(0, runner.contract.vocab_size, (1, 1))
+        began = time.perf_counter()
+        runner.forward(ids, state)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _point(runner: Runner, state: State, prefill: float, decode: float) -> Point:
+    context = int(state.lengths[0])
+    tensors = state.tensors()
+    kda = sum(tensors[s.past_name].nbytes for s in runner.contract.states if s.kind != "latent")
+    per_token = sum(m.bytes_per_token for m in state.memory())
+    # kilobytes on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Point(context, prefill, decode, kda, per_token * context, peak)
+
+
+def _chunked_against_whole(runner: Runner, tokens: int) -> dict[str, Any]:
+    """Largest error over the peak, of logits and of any state, between `tokens` tokens in chunks and in one call."""
+    ids = np.random.default_rng(1).integers(0, runner.contract.vocab_size, tokens)
+    chunked = run_in_pieces(runner, ids, range(LONGEST_CHUNK, tokens, LONGEST_CHUNK))
+    state = runner.new_state(batch=1, capacity=tokens)
+    whole = observe(runner.forward(ids[None], state, logits_indices="all")[0], state)
+    errors = {name: compare(chunked.states[name], value).peak for name, value in whole.states.items()}
+    worst = max(errors, key=lambda name: errors[name])
+    return {
+        "tokens": tokens,
+        "logits_peak": compare(chunked.logits, whole.logits).peak,
+        "state_peak": errors[worst],
+        "worst_state": worst,
+    }
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Time per token and memory over the context, as a PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points = report["points"]
+    context = [p["context"] for p in points]
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for key, name in (("prefill_seconds", "prefill"), ("decode_seconds", "decode")):
+        times.plot(context, [1e3 * p[key] for p in points], marker="o", label=name)
+    times.set(xscale="log", yscale="log", xlabel="cached tokens", ylabel="ms per token", title="time")
+    for key, name in (
+        ("kda_bytes", "KDA states"),
+        ("latent_bytes", "MLA latent cache"),
+        ("peak_process_bytes", "process, peak"),
+    ):
+        memory.plot(context, [p[key] / 1e6 for p in points], marker="o", label=name)
+    memory.set(xscale="log", yscale="log", xlabel="cached tokens", ylabel="MB", title="memory")
+    for axes in (times, memory):
+        axes.set_xscale("log", base=2)
+        axes.grid(True, alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110, format="png")

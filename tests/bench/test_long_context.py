@@ -1,0 +1,75 @@
+"""A long prompt streamed in chunks: every token once, in bounded memory, with a KDA state that never grows."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kimi_deploy.bench.long_context import LONGEST_CHUNK, SCORE_BYTES, SHORTEST_CHUNK, _chunks, _marks, stream
+from kimi_deploy.cli.main import cli
+from kimi_deploy.errors import UsageError
+from kimi_deploy.validate.tolerances import tolerance
+from tests.configs import config
+from tests.graph.conftest import export
+from tests.models import write_model
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("long")
+    model = write_model(root / "model", config(layers="KM"))
+    return model, export(model, root / "export")
+
+
+@pytest.mark.parametrize("tokens", [1024, 1025, 5000, 1 << 20])
+def test_chunks_and_decode_steps_cover_every_token_once(tokens: int) -> None:
+    expected, marks = 0, _marks(tokens, STEPS)
+    for start, stop in _chunks(tokens, STEPS, heads=4):
+        assert start == expected
+        assert start < stop <= tokens
+        assert stop - start <= LONGEST_CHUNK
+        # what bounds the memory: the scores of a chunk
+        assert 4 * 4 * (stop - start) * stop <= 2 * SCORE_BYTES or stop - start <= SHORTEST_CHUNK
+        expected = stop + STEPS if stop in marks else stop
+    assert expected == tokens + STEPS
+    assert marks[-1] == tokens
+
+
+def test_the_kda_state_is_constant_and_the_cache_grows_by_the_token(folders: tuple[Path, Path]) -> None:
+    report = stream(folders[1], 2100, STEPS, 1)
+    points = report["points"]
+    assert [p["context"] for p in points] == [1024 + STEPS, 2048 + STEPS, 2100 + STEPS]
+    # two heads of 16 x 16 float32, and a window of three for three projections of 32
+    assert {p["kda_bytes"] for p in points} == {4 * (2 * 16 * 16 + 3 * 3 * 32)}
+    assert report["kda_constant"] is True
+    assert [p["latent_bytes"] for p in points] == [4 * (16 + 8) * p["context"] for p in points]
+    assert all(p["prefill_seconds"] > 0 and p["decode_seconds"] > 0 for p in points)
+
+
+def test_a_prefill_in_chunks_is_the_prefill_in_one_call(folders: tuple[Path, Path]) -> None:
+    seen = stream(folders[1], 1024, STEPS, 1)["chunked_against_whole"]
+    assert seen["tokens"] == 1024
+    bound = tolerance("graph_float32").peak
+    assert seen["logits_peak"] <= bound
+    assert seen["state_peak"] <= bound
+
+
+def test_the_command_prints_a_table_and_writes_report_and_plot(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["bench", *map(str, folders), "--long-context", "1024", "--decode-steps", "4", "--threads", "1"]
+    done = CliRunner().invoke(cli, [*words, "--plot", f"{tmp_path}/p.png", "-o", f"{tmp_path}/r.json"])
+    assert done.exit_code == 0, done.output
+    assert "KDA state (B)" in done.stdout
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "r.json").read_text())["points"][0]["context"] == 1028
+
+
+def test_what_cannot_be_measured_is_refused(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="too short"):
+        stream(folders[1], 100, STEPS, 1)
+    with pytest.raises(UsageError, match="do not fit"):
+        stream(folders[1], 2048, 600, 1)
+    done = CliRunner().invoke(cli, ["bench", *map(str, folders), "--plot", "p.png"])
+    assert "--plot draws what --long-context measures" in str(done.exception)
