@@ -65,8 +65,9 @@ class KimiLinearForCausalLM(nn.Module):
         x = self.model(input_ids, state, sequence_lengths, present)
         if logits_indices is not None:
             x = x.gather(1, logits_indices[..., None].expand(-1, -1, x.shape[-1]))
-        head = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return nn.functional.linear(x, head).to(torch.promote_types(x.dtype, torch.float32)), present
+        tied = self.model.embed_tokens.weight
+        logits = self.lm_head(x) if self.lm_head is not None else nn.functional.linear(x, tied)
+        return logits.to(torch.promote_types(x.dtype, torch.float32)), present
 
     def new_state(self, batch: int, capacity: int) -> State:
         """An empty state: zeros, with room for `capacity` tokens where a layer has a latent cache."""

@@ -25,10 +25,12 @@ class OrtRunner(Runner):
         threads: int | None = None,
         device_id: int = 0,
         profile: Path | None = None,
+        graph: bytes | None = None,
     ) -> None:
         """Open an export folder, checked against its manifest, or a model file, taken as it is.
 
-        With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`.
+        With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`. `graph` is
+        a serialised model to run on that export's weights in the place of its own.
         Raises ManifestError or ContractError when the folder is not a whole export of this version, and BackendError
         when ONNX Runtime cannot run it.
         """
@@ -42,7 +44,7 @@ class OrtRunner(Runner):
             manifest.verify(path, hashes=False)
             manifest.check_op_abi()
             model, self.fingerprint = path / MODEL_NAME, str(manifest.source["checkpoint"])
-        self._session = open_session(model, provider, threads, device_id, profile)
+        self._session = open_session(model, provider, threads, device_id, profile, graph)
         self.contract = read_contract(self._session)
         self._device, self._device_id = provider, device_id
 

@@ -30,11 +30,17 @@ def _allow_opset_27() -> None:
 
 
 def open_session(
-    model: Path, provider: str, threads: int | None, device_id: int, profile: Path | None = None
+    model: Path,
+    provider: str,
+    threads: int | None,
+    device_id: int,
+    profile: Path | None = None,
+    graph: bytes | None = None,
 ) -> ort.InferenceSession:
     """A session on one provider; `threads` for one operator, None for one per physical core.
 
-    `profile` is how the name of a profile begins, None for no profile.
+    `profile` is how the name of a profile begins, None for no profile. `graph` is a serialised model to
+    load in the place of `model`, with the weights that lie beside that.
 
     `provider` is a key of PROVIDERS. Raises UsageError for another, BackendError when the provider is not there or
     the graph cannot be loaded.
@@ -50,13 +56,15 @@ def open_session(
         options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
     providers: list[object] = [name]
     if provider == "cuda":
         ort.preload_dlls()
         # it rounds the inputs of float32 products to TF32's 10 bits unless told not to
         providers = [(name, {"device_id": device_id, "use_tf32": "0"}), PROVIDERS["cpu"]]
     try:
-        session = ort.InferenceSession(str(model), options, providers=providers)
+        session = ort.InferenceSession(str(model) if graph is None else graph, options, providers=providers)
     except Exception as error:
         raise BackendError(
             f"ONNX Runtime {ort.__version__} cannot load the graph",

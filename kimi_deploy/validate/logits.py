@@ -41,7 +41,7 @@ def compare_logits(actual: np.ndarray, expected: np.ndarray, tolerance: Toleranc
         return LogitsDifference(difference, float("inf"), 0.0, 0.0, 0.0, actual[..., 0].size)
     a = actual.reshape(-1, actual.shape[-1]).astype(np.float64)
     e = expected.reshape(-1, expected.shape[-1]).astype(np.float64)
-    log_a, log_e = _log_softmax(a), _log_softmax(e)
+    log_a, log_e = log_softmax(a), log_softmax(e)
     kl = float(np.mean(np.sum(np.exp(log_e) * (log_e - log_a), axis=-1)))
     best_a, best_e = a.argmax(-1), e.argmax(-1)
     rows = np.arange(len(e))
@@ -59,6 +59,7 @@ def _overlap(a: np.ndarray, e: np.ndarray, count: int) -> float:
     return float(np.mean([len(set(x) & set(y)) / k for x, y in zip(best_a, best_e, strict=True)]))
 
 
-def _log_softmax(x: np.ndarray) -> np.ndarray:
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Logarithms of the probabilities that logits [..., vocab] stand for."""
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))

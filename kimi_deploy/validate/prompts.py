@@ -27,14 +27,21 @@ def shipped_prompts(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: in
     one they are seeded random ids of as many tokens. They are from books of the King James Bible (public domain) that
     the demo model was not trained on.
     """
-    text = (Path(__file__).parent / "corpus" / "prompts.txt").read_text(encoding="utf-8")
-    encoded = [_encode(tokenizer, passage, vocab_size) for passage in (p.strip() for p in text.split("\n\n"))]
-    prompts = [Prompt(f"corpus {number}", ids[:max_tokens]) for number, ids in enumerate(encoded, 1)]
+    whole = passages(tokenizer, vocab_size)
+    encoded = [p.ids for p in whole]
+    prompts = [Prompt(p.name, p.ids[:max_tokens]) for p in whole]
     return [
         *prompts,
         *_adversarial_prompts(tokenizer, vocab_size, max_tokens),
         Prompt("long", np.resize(np.concatenate(encoded), long_tokens)),
     ]
+
+
+def passages(tokenizer: Tokenizer | None, vocab_size: int) -> list[Prompt]:
+    """The passages of the corpus, whole, as `shipped_prompts` encodes them."""
+    text = (Path(__file__).parent / "corpus" / "prompts.txt").read_text(encoding="utf-8")
+    stripped = (p.strip() for p in text.split("\n\n"))
+    return [Prompt(f"corpus {n}", _encode(tokenizer, p, vocab_size)) for n, p in enumerate(stripped, 1)]
 
 
 def _adversarial_prompts(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) -> list[Prompt]:

@@ -14,9 +14,10 @@ from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 from kimi_deploy.runtime.open import find_backend, open_runner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
+from kimi_deploy.validate import quantized
 from kimi_deploy.validate.diagnosis import where_to_look
 from kimi_deploy.validate.parity import Parity
-from kimi_deploy.validate.prompts import Prompt, longest, own_prompts, shipped_prompts
+from kimi_deploy.validate.prompts import Prompt, longest, own_prompts, passages, shipped_prompts
 from kimi_deploy.validate.report import Failure, Report
 from kimi_deploy.validate.selection import Selection, command
 from kimi_deploy.validate.tolerances import tolerance
@@ -86,9 +87,12 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     _check_selection(settings.selection, prompts, checkpoint.config.num_hidden_layers)
     candidate = open_runner(export, provider=settings.provider, threads=settings.threads)
     runtime = f"ONNX Runtime ({settings.provider})" if manifest.kind == "onnx" else str(manifest.details["backend"])
+    scheme = quantized.scheme_of(manifest)
     parity = Parity(
-        TorchRunner(model),
-        candidate,
+        TorchRunner(model) if scheme is None else quantized.quantized_runner(model, export, quantized.exact(scheme)),
+        candidate
+        if scheme is None or scheme.activations == "float32"
+        else quantized.exact_runner(export, manifest, settings.provider, settings.threads),
         tolerance(f"graph_{dtype}"),
         greedy_tokens=settings.greedy_tokens,
         exact_greedy=dtype == "float32",
@@ -102,6 +106,11 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
             greedy_prompt=longest([p for p in shipped if p.name.startswith("corpus")]),
             selection=settings.selection,
         )
+    if scheme is not None:
+        own_checks = quantized.Checks(model, export, scheme, candidate, settings.selection.checks)
+        with progress("measuring what the quantisation costs"):
+            texts = passages(tokenizer, checkpoint.config.vocab_size) + own
+            report.add(own_checks.run(texts, is_text=tokenizer is not None))
     report.facts = {
         "kimi_deploy": __version__,
         "checkpoint": fingerprint,
@@ -112,6 +121,7 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
         "whole": settings.selection.whole,
         "prompts": [{"name": p.name, "tokens": len(p.ids)} for p in prompts],
         "greedy_tokens": settings.greedy_tokens,
+        **({} if scheme is None else own_checks.facts()),
     }
     row = report.first_failure
     if row is not None:

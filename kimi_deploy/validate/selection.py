@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+# of quantised exports alone, after all others
+QUANTIZED_CHECKS = ("rounded-inputs", "quality")
 # in the order they run
 CHECKS = (
     "reference-forms",
@@ -18,6 +20,7 @@ CHECKS = (
     "resume",
     "full-cache",
     "greedy",
+    *QUANTIZED_CHECKS,
 )
 
 

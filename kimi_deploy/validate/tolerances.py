@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,28 @@ class Tolerance:
     noise: float | None = None
 
 
+QUALITY = "quality_"
+
+
+@dataclass(frozen=True)
+class QualityBound:
+    """What quantised weights may cost: `kl` nats against the unquantised model, `perplexity` as a factor on text."""
+
+    name: str
+    kl: float
+    perplexity: float
+    reason: str
+
+
+@cache
+def _raw() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((Path(__file__).parent / "tolerances.toml").read_text(encoding="utf-8"))
+
+
 @cache
 def _entries() -> dict[str, Tolerance]:
-    raw = tomllib.loads((Path(__file__).parent / "tolerances.toml").read_text(encoding="utf-8"))
-    return {name: Tolerance(name, **entry) for name, entry in raw.items()}
+    raw = _raw()
+    return {name: Tolerance(name, **entry) for name, entry in raw.items() if not name.startswith(QUALITY)}
 
 
 def tolerance(name: str) -> Tolerance:
@@ -38,3 +57,8 @@ def tolerance(name: str) -> Tolerance:
     if name not in entries:
         raise KeyError(f"no tolerance {name!r}; there are {sorted(entries)}")
     return entries[name]
+
+
+def quality_bound(name: str) -> QualityBound:
+    """The entry `name`, which begins with `QUALITY`; KeyError when there is none."""
+    return QualityBound(name, **_raw()[name])

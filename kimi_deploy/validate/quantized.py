@@ -1,0 +1,178 @@
+"""Validation of a quantised export: its arithmetic, the rounding of its inputs, and what the whole of it costs.
+
+The arithmetic is the parity of any float32 graph, against PyTorch with the levels that the export stores. The cost is
+how far the export's distributions over tokens are from those of the model that it was made from, on held-out text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from kimi_deploy.manifest import Manifest
+from kimi_deploy.model.quantized import quantize_model
+from kimi_deploy.onnx.bodies import set_bodies
+from kimi_deploy.onnx.quantized_functions import MATMUL
+from kimi_deploy.ops.quantized_mixture_of_experts.body import FLOAT32_ACTIVATIONS
+from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC
+from kimi_deploy.quantization.scheme import Scheme
+from kimi_deploy.runtime.base import Runner
+from kimi_deploy.runtime.ort_runner import MODEL_NAME, OrtRunner
+from kimi_deploy.runtime.torch_runner import TorchRunner
+from kimi_deploy.validate.logits import log_softmax
+from kimi_deploy.validate.observation import run_in_pieces
+from kimi_deploy.validate.prompts import Prompt
+from kimi_deploy.validate.report import Row
+from kimi_deploy.validate.selection import QUANTIZED_CHECKS
+from kimi_deploy.validate.tolerances import QualityBound, quality_bound, tolerance
+
+ROUNDING, QUALITY = QUANTIZED_CHECKS
+TOKENS = 32
+"""Single tokens that the rounding of inputs is judged on."""
+
+
+def scheme_of(manifest: Manifest) -> Scheme | None:
+    """The quantisation that a manifest records; None without one. Raises ManifestError when it is not valid."""
+    record = manifest.details.get("quantization")
+    return None if record is None else Scheme.from_dict(record)
+
+
+def quantized_runner(model: Path, export: Path, scheme: Scheme) -> TorchRunner:
+    """The source model with the weights that `export` stores, made float, and the rounding that `scheme` names."""
+    runner = TorchRunner(model)
+    initializers = ir.load(export / MODEL_NAME).graph.initializers
+
+    def stored(name: str) -> np.ndarray:
+        value = initializers[name].const_value
+        assert value is not None
+        return value.numpy()
+
+    quantize_model(runner.model, stored, scheme)
+    return runner
+
+
+def exact(scheme: Scheme) -> Scheme:
+    """`scheme` without the rounding of activations."""
+    return replace(scheme, activations="float32")
+
+
+def exact_runner(export: Path, manifest: Manifest, provider: str, threads: int | None) -> OrtRunner:
+    """The export's graph and weights, its kernels told to read their inputs as they are.
+
+    Where a value lies halfway between two int8 steps, an error of 1e-7 decides, and a recurrent model carries that on:
+    no bound on a whole graph would tell it from a fault. So the graph is proven without that rounding.
+    """
+    model = ir.load(export / MODEL_NAME)
+    for node in model.graph:
+        if node.op_type == MATMUL:
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", FLOAT32_ACTIVATIONS)
+        elif node.op_type == SPEC.name:
+            node.attributes["activations"] = ir.AttrString("activations", "float32")
+    set_bodies(model, manifest.details["body"], manifest.details["dtype"], (SPEC.name,))
+    graph = ir.to_proto(model).SerializeToString()
+    return OrtRunner(export, provider=provider, threads=threads, graph=graph)
+
+
+def judge_rounding(reference: TorchRunner, candidate: Runner) -> Row:
+    """The rounding itself: single tokens, most of which must give the reference's logits within float32's bound.
+
+    The others met a tie. A wrong scale, step or block would move every one of them by a hundredth of the peak.
+    """
+    bound = tolerance("graph_float32").peak
+    vocab = reference.contract.vocab_size
+    ids = np.linspace(0, vocab - 1, TOKENS).astype(np.int64)[:, None]
+    expected, actual = (r.forward(ids, r.new_state(batch=TOKENS, capacity=1))[:, 0] for r in (reference, candidate))
+    error = np.abs(actual - expected).max(-1) / np.abs(expected).max()
+    agree = int((error <= bound).sum())
+    note = f"{agree} of {TOKENS} tokens within {bound:g}, the worst {error.max():.1e}"
+    return Row(ROUNDING, "single tokens", "logits of most", None, agree > TOKENS // 2, note)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What quantising cost on `tokens` predictions.
+
+    `kl`: mean KL(unquantised || export) in nats; `top1`: share of positions with the same most likely token;
+    perplexities of the text itself, `is_text` false where random tokens stand in for it and those mean nothing.
+    """
+
+    tokens: int
+    kl: float
+    top1: float
+    perplexity: float
+    perplexity_unquantised: float
+    is_text: bool
+
+    @property
+    def ratio(self) -> float:
+        """The export's perplexity over the unquantised model's."""
+        return self.perplexity / self.perplexity_unquantised
+
+    def within(self, bound: QualityBound) -> bool:
+        """Whether the loss is allowed; perplexity counts on text only."""
+        return self.kl <= bound.kl and (not self.is_text or self.ratio <= bound.perplexity)
+
+    def to_dict(self) -> dict[str, float | int | bool]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"KL {self.kl:.2e}, same best token {self.top1:.1%} of {self.tokens}"
+        if self.is_text:
+            change = 100 * (self.ratio - 1)
+            text += f", perplexity {self.perplexity_unquantised:.3f} -> {self.perplexity:.3f} ({change:+.2f} %)"
+        return text
+
+
+def measure(unquantised: Runner, candidate: Runner, texts: Sequence[Prompt], *, is_text: bool) -> Quality:
+    """The loss of `candidate` over `texts`, each run from an empty state. Needs one text of two tokens at least."""
+    divergence, same, losses = [], [], []
+    for prompt in texts:
+        expected, actual = (log_softmax(run_in_pieces(r, prompt.ids).logits) for r in (unquantised, candidate))
+        divergence.append((np.exp(expected) * (expected - actual)).sum(-1))
+        same.append(expected.argmax(-1) == actual.argmax(-1))
+        rows, following = np.arange(len(prompt.ids) - 1), prompt.ids[1:]
+        losses.append(np.stack([-expected[rows, following], -actual[rows, following]]))
+    mean = np.concatenate(losses, axis=1).mean(1)
+    return Quality(
+        tokens=sum(map(len, same)),
+        kl=max(0.0, float(np.concatenate(divergence).mean())),
+        top1=float(np.concatenate(same).mean()),
+        perplexity=float(np.exp(mean[1])),
+        perplexity_unquantised=float(np.exp(mean[0])),
+        is_text=is_text,
+    )
+
+
+def judge(quality: Quality, scheme: Scheme) -> Row:
+    """The loss as a row of the report, against the bound for the scheme's precision."""
+    bound = quality_bound(f"quality_int{scheme.bits}")
+    passed = quality.within(bound)
+    allowed = f"; allowed are KL {bound.kl:g} and {100 * (bound.perplexity - 1):g} % of perplexity"
+    return Row(QUALITY, "held-out text", "quality", None, passed, f"{quality}{'' if passed else allowed}")
+
+
+class Checks:
+    """The checks that only a quantised export has, those of the selected names."""
+
+    def __init__(self, model: Path, export: Path, scheme: Scheme, candidate: Runner, selected: Sequence[str]) -> None:
+        self._model, self._export, self._scheme = model, export, scheme
+        self._candidate, self._selected = candidate, selected
+        self._quality: Quality | None = None
+
+    def run(self, texts: Sequence[Prompt], *, is_text: bool) -> Iterator[Row]:
+        """Judge the rounding of inputs, where there is any, and the loss over `texts`."""
+        if ROUNDING in self._selected and self._scheme.activations == "int8":
+            yield judge_rounding(quantized_runner(self._model, self._export, self._scheme), self._candidate)
+        if QUALITY in self._selected:
+            self._quality = measure(TorchRunner(self._model), self._candidate, texts, is_text=is_text)
+            yield judge(self._quality, self._scheme)
+
+    def facts(self) -> dict[str, Any]:
+        """For the report: the scheme and, once measured, its loss."""
+        quality = {} if self._quality is None else {"quality": self._quality.to_dict()}
+        return {"quantization": self._scheme.to_dict(), **quality}
