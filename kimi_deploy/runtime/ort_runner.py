@@ -29,8 +29,8 @@ class OrtRunner(Runner):
     ) -> None:
         """Open an export folder, checked against its manifest, or a model file, taken as it is.
 
-        With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`. `graph` is
-        a serialised model to run on that export's weights in the place of its own.
+        With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`. `graph`
+        is a serialised model to run on that export's weights in the place of its own.
         Raises ManifestError or ContractError when the folder is not a whole export of this version, and BackendError
         when ONNX Runtime cannot run it.
         """
