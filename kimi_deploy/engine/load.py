@@ -123,7 +123,14 @@ def read_engine(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
     register_plugins(backend, "native" if default_path().is_file() else "python")
     backend.logger.errors.clear()
     runtime = backend.module.Runtime(backend.logger)
-    files = {str(p["plan"]) for p in detail(manifest, "profiles", dict).values()}
+    try:
+        files = {str(p["plan"]) for p in detail(manifest, "profiles", dict).values()}
+    except (KeyError, TypeError) as error:
+        raise ManifestError(
+            "the engine's manifest does not name the plan of each profile",
+            seen=str(error),
+            fix="build the engine again",
+        ) from error
     return Engine(manifest, backend, runtime, {name: _read_plan(folder / name, backend, runtime) for name in files})
 
 

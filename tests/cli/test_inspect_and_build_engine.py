@@ -19,9 +19,12 @@ from kimi_deploy.engine import recipe
 from kimi_deploy.engine.backend import BACKEND_CHOICES
 from kimi_deploy.engine.recipe import HARDWARE_LEVELS, PLUGIN_CHOICES
 from kimi_deploy.errors import BackendError, KimiDeployError, UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.registry import OPS
+from kimi_deploy.runtime.trt_runner import TrtRunner
 from tests.capabilities import needs_no_cuda, needs_tensorrt_rtx
+from tests.runtime.fake_tensorrt import FakeDevice, FakeSession, profile
 
 torch.set_num_threads(1)
 SMALL = ("--prefill", "sequence=1:8:16,capacity=32,batch=1,num_logits=1", "--decode", "capacity=32,batch=1")
@@ -125,6 +128,29 @@ def test_commands_that_run_an_engine_say_in_one_line_that_there_is_no_gpu(
         assert isinstance(done.exception, BackendError), done.output
         assert "kimi-deploy generate" in str(done.exception)
         assert "\n" not in str(done.exception)
+
+
+@needs_tensorrt_rtx
+def test_an_engine_is_validated_and_keeps_its_report(
+    checkpoint: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the export in the engine's place, on host memory: everything but TensorRT and CUDA is real."""
+    engine = tmp_path / "engine"
+    assert run("build-engine", export, "-o", engine, "--capability", "8.9", *SMALL).exit_code == 0
+
+    def open_runner(folder: Path, **options: Any) -> TrtRunner:
+        assert folder == engine
+        device = FakeDevice()
+        profiles = (profile("prefill", 0, 16, 24, 500, 6), profile("decode", 1, 16, 1, 500, 1))
+        fingerprint = Manifest.read(folder).source["checkpoint"]
+        return TrtRunner(FakeSession(export / "model.onnx", device, profiles, fingerprint), device)
+
+    monkeypatch.setattr("kimi_deploy.validate.run.open_runner", open_runner)
+    sizes = ("--max-tokens", 12, "--long-tokens", 30, "--greedy-tokens", 8)
+    done = run("validate", checkpoint, engine, "--backend", "trt", *sizes)
+    assert done.exit_code == 0, done.output
+    assert "tensorrt-rtx against PyTorch: pass" in done.stdout
+    Manifest.read(engine).verify(engine)
 
 
 def test_an_export_is_not_run_as_an_engine(checkpoint: Path, export: Path) -> None:

@@ -153,6 +153,8 @@ class TorchContext:
         self._token = torch.zeros(4, device="cuda")
         self._mixture = torch.zeros(4, session.contract.vocab_size, device="cuda")
         self._columns = torch.linspace(-1, 1, session.contract.vocab_size, device="cuda")
+        # the runner's stream does not wait for PyTorch's
+        torch.cuda.synchronize()
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         self._shapes[name] = shape
