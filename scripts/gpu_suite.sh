@@ -96,6 +96,7 @@ step tests 170 "$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}"
   tests/ops \
   tests/parity/test_source_model.py \
   tests/engine/test_plugin_on_gpu.py \
+  tests/plugins \
   tests/runtime/test_cuda_device.py \
   tests/runtime/test_engine_on_gpu.py \
   tests/runtime/test_ort_cuda.py || failed=1

@@ -37,7 +37,9 @@ def register_plugins(backend: Backend, kind: PluginKind = "python", *, library: 
             fix="use one kind per process",
         )
     if kind == "native":
-        PluginLibrary.open(library).register()
+        # a library that this process has already is the one
+        if library is not None or backend.name not in _kinds:
+            PluginLibrary.open(library).register()
     else:
         _register_classes(backend)
     _kinds[backend.name] = kind

@@ -17,9 +17,13 @@ from onnx import TensorProto
 from kimi_deploy.contract import DTYPES, Dtype
 from kimi_deploy.engine.plugin_library import FILES
 from kimi_deploy.engine.standard_nodes import prepare_standard_nodes
+from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.registry import OPS
 from tests.capabilities import needs_tensorrt_headers, needs_tensorrt_rtx
+from tests.configs import config
+from tests.engine.conftest import no_progress
 from tests.engine.other_exporter import DOMAINS, Domain, GatedDeltaNet
+from tests.models import write_model
 
 pytestmark = [needs_tensorrt_rtx, needs_tensorrt_headers]
 
@@ -215,6 +219,76 @@ def test_a_graph_of_another_exporter_becomes_an_engine(
 ) -> None:
     other_graph(tmp_path / "model.onnx", dtype, domain)
     run(BUILD, library, tmp_path)
+
+
+def test_a_whole_model_gets_the_librarys_plugins(library: Path, tmp_path: Path) -> None:
+    """Prefill and decode of a model with a KDA layer, states aliased; with another ABI on the node it is refused."""
+    sizes = config("KM", linear_attn_config={"head_dim": 64})
+    write_model(tmp_path / "model", sizes, tokenizer=False)
+    folder = tmp_path / "export"
+    export_model(tmp_path / "model", folder, dtype="float16", flavour="ort", overwrite=False, progress=no_progress)
+    said = run(
+        """
+import onnx
+from dataclasses import replace
+from kimi_deploy.engine.engine_from_onnx import build_engine
+from kimi_deploy.engine.plugin_registry import register_plugins
+from kimi_deploy.errors import EngineError
+from kimi_deploy.manifest import Manifest
+from tests.engine.conftest import RECIPE, no_progress
+
+register_plugins(load("tensorrt-rtx"), "native", library=Path(library))
+recipe = replace(RECIPE, plugin="native", in_place_state=True)
+manifest = build_engine(folder / "export", folder / "engine", recipe, overwrite=False, progress=no_progress)
+assert manifest.details["plugins"] == {"KimiDeltaAttention": 1}
+plan = (folder / "engine" / "engine.plan").read_bytes()
+assert manifest.op_abi["KimiDeltaAttention"].encode() in plan
+assert b"workspace_blocks" in plan
+
+model = onnx.load(folder / "export" / "model.onnx", load_external_data=False)
+for node in model.graph.node:
+    for attribute in node.attribute:
+        if node.op_type == "KimiDeltaAttention" and attribute.name == "abi":
+            attribute.s = b"0123456789abcdef"
+onnx.save(model, folder / "export" / "model.onnx")
+Manifest.read(folder / "export").write(folder / "export")
+try:
+    build_engine(folder / "export", folder / "other", recipe, overwrite=False, progress=no_progress)
+    raise SystemExit("not refused")
+except EngineError as error:
+    print(error)
+""",
+        library,
+        tmp_path,
+    )
+    assert all(text in said for text in ("0123456789abcdef", OPS["KimiDeltaAttention"].abi, "export the model again"))
+
+
+def test_what_python_plugins_serialise_makes_the_librarys_plugins(library: Path, tmp_path: Path) -> None:
+    """As when a plan is read; test_kda_plugin.py shows that the bytes are the same the other way round."""
+    run(
+        """
+from kimi_deploy.engine.plugin import creator_class
+from kimi_deploy.engine.plugin_fields import write_fields
+from kimi_deploy.ops.plugins import PLUGINS
+backend = load("tensorrt-rtx")
+trt = backend.module
+backend.registry.load_library(library)
+for plugin in PLUGINS.values():
+    samples = {"int": 4, "float": 0.25, "string": plugin.abi}
+    fields = {f.name: f.choices[-1] if f.choices else samples[f.type] for f in plugin.fields}
+    fields |= {name: 1 for name in ("in_place_state", "ndim") if name in fields}
+    given, arrays = write_fields(trt, plugin, fields)
+    own = creator_class(backend, plugin)().create_plugin("layer", given, trt.TensorRTPhase.BUILD)
+    native = backend.registry.get_creator(plugin.op.name, plugin.version, plugin.namespace)
+    made = native.create_plugin("layer", own.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
+    assert made is not None, backend.logger.errors
+    core = made.get_capability_interface(trt.PluginCapabilityType.CORE)
+    assert (core.plugin_name, core.plugin_namespace) == (plugin.op.name, plugin.namespace)
+""",
+        library,
+        tmp_path,
+    )
 
 
 def test_polygraphy_inspects_and_builds_with_the_library(library: Path, tmp_path: Path) -> None:
