@@ -22,6 +22,10 @@ KIMI_API int32_t kimi_plugins_register(void);
 /* What kimi_plugins_register refused or could not do, empty if nothing. Valid until it is called again. */
 KIMI_API const char* kimi_plugins_error(void);
 
+/* Gives errors to `callback` instead of to TensorRT's logger, one line each; NULL: to TensorRT again. For programs that
+ * use plugins without TensorRT. */
+KIMI_API void kimi_plugins_on_error(void (*callback)(const char* message));
+
 /* Number of plugins; name and ABI hash of one. The ABI is an empty string for ONNX's own operators; both are NULL for
  * an index out of range. */
 KIMI_API int32_t kimi_plugins_count(void);

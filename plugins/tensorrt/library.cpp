@@ -102,6 +102,8 @@ const char* kimi_plugins_abi(int32_t index) {
   return index < 0 || index >= kimi::kCount ? nullptr : kimi::creators().items[index].abi();
 }
 
+void kimi_plugins_on_error(void (*callback)(const char* message)) { kimi::set_error_callback(callback); }
+
 KIMI_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { kimi::set_logger_finder(finder); }
 
 // What IPluginRegistry::loadLibrary asks for, right after it loaded the library, which thereby registered itself: its

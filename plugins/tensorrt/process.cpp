@@ -38,20 +38,26 @@ Function function_of(void* library, const char* name) {
 
 }  // namespace
 
+void Logger::error(const char* message) const {
+  using Function = void (*)(void*, nvinfer1::ILogger::Severity, const char*);
+  virtual_function<Function>(object_, layout_.log)(object_, nvinfer1::ILogger::Severity::kERROR, message);
+}
+
 bool Registry::add(nvinfer1::IPluginCreatorInterface& creator, const char* plugin_namespace) const {
   using Function = bool (*)(void*, nvinfer1::IPluginCreatorInterface&, const char*);
-  return slot<Function>(layout_.register_creator)(object_, creator, plugin_namespace);
+  return virtual_function<Function>(object_, layout_.register_creator)(object_, creator, plugin_namespace);
 }
 
 bool Registry::remove(const nvinfer1::IPluginCreatorInterface& creator) const {
   using Function = bool (*)(void*, const nvinfer1::IPluginCreatorInterface&);
-  return slot<Function>(layout_.deregister_creator)(object_, creator);
+  return virtual_function<Function>(object_, layout_.deregister_creator)(object_, creator);
 }
 
 std::vector<nvinfer1::IPluginCreatorInterface*> Registry::creators() const {
   using Function = nvinfer1::IPluginCreatorInterface* const* (*)(const void*, int32_t*);
   int32_t count = 0;
-  nvinfer1::IPluginCreatorInterface* const* first = slot<Function>(layout_.all_creators)(object_, &count);
+  nvinfer1::IPluginCreatorInterface* const* first =
+      virtual_function<Function>(object_, layout_.all_creators)(object_, &count);
   return first == nullptr ? std::vector<nvinfer1::IPluginCreatorInterface*>()
                           : std::vector<nvinfer1::IPluginCreatorInterface*>(first, first + count);
 }
@@ -71,7 +77,7 @@ std::vector<TensorRt> tensorrts_of_process(std::string* refused) {
     if (library == nullptr) continue;
     const auto version_of = function_of<int32_t (*)()>(library, "getInferLibVersion");
     const auto registry_of = function_of<void* (*)()>(library, "getPluginRegistry");
-    const auto logger_of = function_of<nvinfer1::ILogger* (*)()>(library, "getLogger");
+    const auto logger_of = function_of<void* (*)()>(library, "getLogger");
     dlclose(library);  // only the count that RTLD_NOLOAD added
     if (version_of == nullptr || registry_of == nullptr) continue;
     void* registry = registry_of();
@@ -88,22 +94,22 @@ std::vector<TensorRt> tensorrts_of_process(std::string* refused) {
       }
       continue;
     }
-    const bool eleven = rtx || version >= 110000;
-    found.push_back({path, version, rtx, logger_of == nullptr ? nullptr : logger_of(),
-                     Registry(registry, eleven ? kRegistryOf11 : kRegistryOf10)});
+    const Layout& layout = rtx || version >= 110000 ? kLayoutOf11 : kLayoutOf10;
+    void* logger = logger_of == nullptr ? nullptr : logger_of();
+    found.push_back({path, version, layout, Logger(logger, layout), Registry(registry, layout)});
   }
   return found;
 }
 
-nvinfer1::ILogger* logger_of_process() {
-  // an application without any TensorRT library of its own name, such as a statically linked one
-  if (const auto logger_of = function_of<nvinfer1::ILogger* (*)()>(RTLD_DEFAULT, "getLogger")) {
-    if (nvinfer1::ILogger* logger = logger_of()) return logger;
-  }
+Logger logger_of_process(void* finder) {
   for (const TensorRt& tensorrt : tensorrts_of_process(nullptr)) {
-    if (tensorrt.logger != nullptr) return tensorrt.logger;
+    if (finder != nullptr) {
+      const auto find = virtual_function<void* (*)(void*)>(finder, tensorrt.layout.find_logger);
+      return Logger(find(finder), tensorrt.layout);
+    }
+    if (tensorrt.logger) return tensorrt.logger;
   }
-  return nullptr;
+  return Logger();
 }
 
 }  // namespace kimi

@@ -8,40 +8,56 @@
 
 namespace kimi {
 
-// Where a plugin registry's virtual functions are. TensorRT 11 dropped deprecated ones before them, and a library that
-// was compiled with the headers of one version must still register itself with the other.
-struct RegistryLayout {
-  int register_creator;
+// Where the virtual functions are of what TensorRT gives to plugins. Between 10 and 11 the registry lost deprecated
+// functions and the logger and its finder became versioned interfaces; what plugins give to TensorRT did not change. A
+// library that was compiled with the headers of the one must still work with the other, so that it calls by position.
+struct Layout {
+  int register_creator;  // IPluginRegistry
   int all_creators;
   int deregister_creator;
+  int log;          // ILogger
+  int find_logger;  // ILoggerFinder
 };
-inline constexpr RegistryLayout kRegistryOf10 = {12, 13, 15};
-inline constexpr RegistryLayout kRegistryOf11 = {8, 9, 11};
+inline constexpr Layout kLayoutOf10 = {12, 13, 15, 0, 0};
+inline constexpr Layout kLayoutOf11 = {8, 9, 11, 4, 4};
+
+template <class Function>
+Function virtual_function(const void* object, int position) {
+  return reinterpret_cast<Function>((*static_cast<void* const* const*>(object))[position]);
+}
+
+// A logger of some TensorRT, or none.
+class Logger {
+ public:
+  Logger() = default;
+  Logger(void* object, const Layout& layout) : object_(object), layout_(layout) {}
+  explicit operator bool() const { return object_ != nullptr; }
+  void error(const char* message) const;
+
+ private:
+  void* object_ = nullptr;
+  Layout layout_ = {};
+};
 
 // The plugin registry of one TensorRT.
 class Registry {
  public:
-  Registry(void* object, RegistryLayout layout) : object_(object), layout_(layout) {}
+  Registry(void* object, const Layout& layout) : object_(object), layout_(layout) {}
 
   bool add(nvinfer1::IPluginCreatorInterface& creator, const char* plugin_namespace) const;
   bool remove(const nvinfer1::IPluginCreatorInterface& creator) const;
   std::vector<nvinfer1::IPluginCreatorInterface*> creators() const;
 
  private:
-  template <class Function>
-  Function slot(int index) const {
-    return reinterpret_cast<Function>((*static_cast<void***>(object_))[index]);
-  }
-
   void* object_;
-  RegistryLayout layout_;
+  Layout layout_;
 };
 
 struct TensorRt {
   std::string file;
   int version;  // as getInferLibVersion gives it
-  bool rtx;
-  nvinfer1::ILogger* logger;  // null until the application made a builder, runtime or refitter
+  Layout layout;
+  Logger logger;  // none until the application made a builder, runtime or refitter
   Registry registry;
 };
 
@@ -52,7 +68,8 @@ void load_tensorrt_if_none();
 // Every TensorRT of this process that these plugins support; `refused` (may be null) says why others are left out.
 std::vector<TensorRt> tensorrts_of_process(std::string* refused);
 
-// The first logger of them, null if none.
-nvinfer1::ILogger* logger_of_process();
+// The logger of `finder` (may be null), which a TensorRT of this process made, or else the first one that one of them
+// has.
+Logger logger_of_process(void* finder);
 
 }  // namespace kimi

@@ -8,19 +8,21 @@
 namespace kimi {
 
 namespace {
-std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
+std::atomic<void*> logger_finder{nullptr};
+std::atomic<void (*)(const char*)> error_callback{nullptr};
 }  // namespace
 
-void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder = finder; }
+void set_logger_finder(void* finder) noexcept { logger_finder = finder; }
+
+void set_error_callback(void (*callback)(const char*)) noexcept { error_callback = callback; }
 
 void report(const char* where, const char* message) noexcept {
   try {
     const std::string text = std::string(where) + ": " + message;
-    nvinfer1::ILogger* logger = nullptr;
-    if (nvinfer1::ILoggerFinder* finder = logger_finder) logger = finder->findLogger();
-    if (logger == nullptr) logger = logger_of_process();
-    if (logger != nullptr) {
-      logger->log(nvinfer1::ILogger::Severity::kERROR, text.c_str());
+    if (const auto callback = error_callback.load()) {
+      callback(text.c_str());
+    } else if (const Logger logger = logger_of_process(logger_finder)) {
+      logger.error(text.c_str());
     } else {
       std::fprintf(stderr, "%s\n", text.c_str());
     }

@@ -1,8 +1,6 @@
 // Refusals, and where they are said: no exception leaves a plugin, every one becomes a message of TensorRT's logger.
 #pragma once
 
-#include <NvInferRuntime.h>
-
 #include <exception>
 #include <stdexcept>
 #include <string>
@@ -17,8 +15,11 @@ struct Refusal : std::runtime_error {
 // Logs an error with the logger of the TensorRT that is in use, or on stderr when there is none. Never throws.
 void report(const char* where, const char* message) noexcept;
 
-// The logger that TensorRT hands over for version-compatible plans.
-void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
+// An ILoggerFinder, which TensorRT hands over for version-compatible plans.
+void set_logger_finder(void* finder) noexcept;
+
+// Where errors go instead of to TensorRT; null: to TensorRT again.
+void set_error_callback(void (*callback)(const char*)) noexcept;
 
 // Runs `body` at an edge that must not throw; what it throws is reported and `failed` returned.
 template <class Result, class Body>

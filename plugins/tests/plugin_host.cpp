@@ -17,27 +17,13 @@ using namespace nvinfer1;
 std::mutex mutex;
 std::string messages;
 
-class Logger : public ILogger {
- public:
-  void log(Severity, const char* message) noexcept override {
-    const std::lock_guard<std::mutex> lock(mutex);
-    messages += std::string(message) + "\n";
-  }
-};
-
-class LoggerFinder : public ILoggerFinder {
- public:
-  ILogger* findLogger() override {
-    static Logger logger;
-    return &logger;
-  }
-};
-
-LoggerFinder finder;
+void keep(const char* message) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  messages += std::string(message) + "\n";
+}
 
 struct Library {
-  void* handle;
-  void (*set_finder)(ILoggerFinder*);
+  void (*on_error)(void (*)(const char*));
   IPluginCreatorInterface* const* creators;
   int32_t num_creators;
 };
@@ -158,15 +144,15 @@ void* host_open(const char* path) {
     messages += std::string(dlerror()) + "\n";
     return nullptr;
   }
-  const auto set_finder = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(handle, "setLoggerFinder"));
+  const auto on_error = reinterpret_cast<void (*)(void (*)(const char*))>(dlsym(handle, "kimi_plugins_on_error"));
   const auto get_creators =
       reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle, "getCreators"));
-  if (set_finder == nullptr || get_creators == nullptr) {
-    messages += std::string(path) + " exports no setLoggerFinder or getCreators\n";
+  if (on_error == nullptr || get_creators == nullptr) {
+    messages += std::string(path) + " exports no kimi_plugins_on_error or getCreators\n";
     return nullptr;
   }
-  set_finder(&finder);
-  auto library = std::make_unique<Library>(Library{handle, set_finder, nullptr, 0});
+  on_error(keep);
+  auto library = std::make_unique<Library>(Library{on_error, nullptr, 0});
   library->creators = get_creators(library->num_creators);
   return library.release();
 }
@@ -181,7 +167,7 @@ const char* host_messages(void) {
 
 void host_close(void* library) {
   const std::unique_ptr<Library> own(static_cast<Library*>(library));
-  own->set_finder(nullptr);
+  own->on_error(nullptr);
 }
 
 void* host_creator(void* library, const char* name) {

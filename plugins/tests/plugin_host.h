@@ -32,13 +32,13 @@ typedef struct HostField {
   int32_t length;
 } HostField;
 
-/* A plugin library, loaded as TensorRT loads it and given this host's logger; NULL with a message. */
+/* A plugin library, whose errors come to this host; NULL with a message. */
 HOST_API void* host_open(const char* path);
 
 /* What was logged since the last call, one message a line. Valid until the next call of this function. */
 HOST_API const char* host_messages(void);
 
-/* Gives the library its own way to a logger back. */
+/* Errors go to TensorRT again. */
 HOST_API void host_close(void* library);
 
 /* A creator by name; its version, namespace and fields. */

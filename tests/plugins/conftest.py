@@ -30,7 +30,13 @@ def headers() -> list[str]:
 def plugin_build() -> Path:
     """The emulated plugin library, the one without kernels, and the host."""
     options = ("-DKIMI_CUDA=OFF", "-DKIMI_PLUGIN_TESTS=ON", "-DKIMI_TENSORRT=AUTO", *headers())
-    targets = ("kimi_plugins_emulated", "kimi_plugins_without_kernels", "kimi_plugin_host", "plugin_cost")
+    targets = (
+        "kimi_plugins_emulated",
+        "kimi_plugins_without_kernels",
+        "kimi_plugin_host",
+        "plugin_cost",
+        "plugin_layout",
+    )
     return build("plugins-emulated", *options, targets=targets)
 
 

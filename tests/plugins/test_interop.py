@@ -261,7 +261,7 @@ except EngineError as error:
         library,
         tmp_path,
     )
-    assert all(text in said for text in ("0123456789abcdef", OPS["KimiDeltaAttention"].abi, "export the model again"))
+    assert all(text in said for text in ("0123456789abcdef", OPS["KimiDeltaAttention"].abi, "fix: export")), said
 
 
 def test_what_python_plugins_serialise_makes_the_librarys_plugins(library: Path, tmp_path: Path) -> None:

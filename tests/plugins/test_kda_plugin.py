@@ -257,6 +257,12 @@ def test_enqueue_allocates_nothing_of_its_own(plugin_build: Path) -> None:
     assert done.stdout.endswith(" ns, 0 allocations\n"), done.stdout
 
 
+def test_tensorrts_objects_are_called_where_the_headers_have_them(plugin_build: Path) -> None:
+    """The library calls them by position, since TensorRT 10 and 11 differ and it serves both."""
+    done = subprocess.run([plugin_build / "plugin_layout"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("steps", [1, 40])
 def test_enqueue_is_captured_in_a_cuda_graph(plugin_build: Path, steps: int) -> None:
