@@ -3,18 +3,13 @@
 import numpy as np
 import pytest
 
-from kimi_deploy.kernels.kda import KdaKernels, arguments_of
-from kimi_deploy.kernels.library import KernelLibrary
+from kimi_deploy.kernels.kda import arguments_of
 
 from .cases import GATES, check, make_case, oracle
-from .device import CudaDevice, run_kernel
+from .device import run_kernel
+from .implementations import to_torch, triton
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def cuda():
-    return CudaDevice(KdaKernels(KernelLibrary.open(kind="cuda")))
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -79,3 +74,52 @@ def test_a_replayed_graph_is_the_eager_run_over_many_steps(cuda):
 
     for a, b in zip(decode_all(eager), decode_all(captured), strict=True):
         assert torch.equal(a.view(torch.int16), b.view(torch.int16))
+
+
+@pytest.mark.parametrize("kind", ["triton decode", "triton prefill", "cuda prefill"])
+def test_replays_of_a_graph_move_the_states_as_calls_do(request, kind):
+    """Eight calls in place, and eight replays of one captured call: the same bits, the state advanced as often."""
+    import torch
+
+    name, mode = kind.split()
+    arrays, attributes = make_case(batch=2, steps=1 if mode == "decode" else 40, dim=128, heads=2)
+    tensors = {key: x.cuda() for key, x in to_torch(arrays).items()}
+    states = [tensors["past_conv_state"], tensors["past_recurrent_state"]]
+    present = {"present_conv_state": states[0], "present_recurrent_state": states[1]}
+    if name == "triton":
+
+        def call():
+            return triton(**tensors, **attributes, **present)[0]
+    else:
+        kernels = request.getfixturevalue("cuda").kernels
+        views = tensors | present | {"output": torch.full_like(tensors["decay"], float("nan"))}
+        size = kernels.workspace_size(views, attributes)
+        workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
+
+        def call():
+            stream = torch.cuda.current_stream().cuda_stream
+            kernels.prefill(views, attributes, workspace=workspace, stream=stream)
+            return views["output"]
+
+    kept = [x.clone() for x in states]
+
+    def eight(step):
+        for x, original in zip(states, kept, strict=True):
+            x.copy_(original)
+        for _ in range(8):
+            output = step()
+        torch.cuda.synchronize()
+        return [x.clone().view(torch.uint8) for x in (output, *states)]
+
+    expected = eight(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+
+    def replay():
+        graph.replay()
+        return captured
+
+    for a, b in zip(eight(replay), expected, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(states[1], kept[1])
