@@ -51,11 +51,15 @@ def polygraphy(
     backend: TensorRT,
     capabilities: tuple[str, ...],
 ) -> list[list[str]]:
-    """One `polygraphy convert` per plan. The variable in front of it is how Polygraphy is told of TensorRT-RTX."""
+    """One `polygraphy convert` per plan. The variable in front of it is how Polygraphy is told of TensorRT-RTX.
+
+    With a library it is called through `engine.polygraphy_tools`, which says why.
+    """
+    tool = ["python", "-m", "kimi_deploy.engine.polygraphy_tools"] if library else ["polygraphy"]
     commands = []
     for plan, profiles in recipe.profiles_of_plans.items():
         words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if backend == "tensorrt-rtx" else []
-        words += ["polygraphy", "convert", str(graph), "--convert-to", "trt", "-o", str(output / plan)]
+        words += [*tool, "convert", str(graph), "--convert-to", "trt", "-o", str(output / plan)]
         words += ["--strongly-typed", "--builder-optimization-level", str(recipe.optimization_level)]
         words += ["--tf32"] * recipe.tf32 + ["--version-compatible"] * recipe.version_compatible
         words += ["--profiling-verbosity", recipe.profiling_verbosity]
