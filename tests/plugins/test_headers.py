@@ -1,0 +1,58 @@
+"""Where CMake gets TensorRT's headers from, and what it says when it gets none. Nothing is compiled or downloaded."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.capabilities import needs_tensorrt_headers
+from tests.kernels.build import PLUGINS
+
+from .conftest import headers
+
+
+def configure(folder: Path, *options: str) -> tuple[int, str]:
+    command = ["cmake", "-S", str(PLUGINS), "-B", str(folder / "build"), "-DKIMI_CUDA=OFF", *options]
+    # neither a TENSORRT_ROOT nor headers of this machine are to be found
+    command += ["-DCMAKE_FIND_ROOT_PATH=/nowhere", "-DCMAKE_FIND_ROOT_PATH_MODE_INCLUDE=ONLY"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_without_headers_the_kernels_are_built_and_the_rest_is_said(tmp_path: Path) -> None:
+    code, said = configure(tmp_path)
+    assert code == 0, said
+    assert "TensorRT plugins are not built, the kernels are" in said
+    assert all(way in said for way in ("TENSORRT_ROOT", "TENSORRT_INCLUDE_DIR", "KIMI_TENSORRT=ON"))
+
+
+def test_a_download_that_fails_is_an_error_with_the_ways_out(tmp_path: Path) -> None:
+    code, said = configure(tmp_path, "-DKIMI_TENSORRT=ON", f"-DKIMI_TENSORRT_HEADERS_URL=file://{tmp_path}/none")
+    assert code != 0
+    assert "cannot be downloaded" in said
+    assert "TENSORRT_ROOT" in said
+
+
+def test_a_download_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "NvInferImpl.h").write_text("// something else")
+    code, said = configure(tmp_path, "-DKIMI_TENSORRT=ON", f"-DKIMI_TENSORRT_HEADERS_URL=file://{tmp_path}")
+    assert code != 0
+    assert "is not the pinned file" in said
+
+
+def test_headers_that_are_too_old_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "NvInferRuntime.h").write_text("")
+    version = "#define TRT_MAJOR_ENTERPRISE 10\n#define TRT_MINOR_ENTERPRISE 3\n"
+    (tmp_path / "NvInferVersion.h").write_text(version)
+    code, said = configure(tmp_path, f"-DTENSORRT_INCLUDE_DIR={tmp_path}")
+    assert code != 0
+    assert "TensorRT 10.3; expected: 10.13 or newer" in said
+
+
+@needs_tensorrt_headers
+def test_given_headers_are_used(tmp_path: Path) -> None:
+    given = headers()
+    if given:
+        code, said = configure(tmp_path, *given)
+        assert code == 0, said
+        assert "TensorRT 10.14 headers" in said or "not found" in said
