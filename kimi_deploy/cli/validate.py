@@ -51,6 +51,11 @@ def _folder(name: str) -> Any:
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report with plots to this file.")
 @click.option("--no-attach", is_flag=True, help="Do not write the report into EXPORT.")
 @click.option(
+    "--layer-by-layer",
+    is_flag=True,
+    help="Compare each layer alone, in the memory of one: for a model that PyTorch cannot hold here.",
+)
+@click.option(
     "--self-test", is_flag=True, help="Plant known faults in a small export, or in EXPORT; all must be found."
 )
 @json_option
@@ -65,6 +70,7 @@ def validate_command(
     layer: int | None,
     html: Path | None,
     no_attach: bool,
+    layer_by_layer: bool,
     self_test: bool,
     as_json: bool,
     **sizes: Any,
@@ -81,6 +87,10 @@ def validate_command(
         raise UsageError("MODEL and EXPORT are both needed", fix="kimi-deploy validate MODEL EXPORT")
     if self_test:
         passed = _self_test(model, export, sizes["threads"], as_json)
+    elif layer_by_layer:
+        assert model is not None
+        assert export is not None
+        passed = _validate_layers(model, export, sizes["threads"], as_json)
     else:
         assert model is not None
         assert export is not None
@@ -127,6 +137,31 @@ def _validate(model: Path, export: Path, settings: Settings, html: Path | None, 
         except OSError as error:
             say(f"warning: the report is not attached: {export} cannot be written ({error.strerror})")
     return report.passed
+
+
+def _validate_layers(model: Path, export: Path, threads: int | None, as_json: bool) -> bool:
+    from kimi_deploy.validate.layers import validate_layers
+
+    rows = validate_layers(model, export, threads=threads, progress=progress)
+    passed = all(row.passed for row in rows)
+    if as_json:
+        print_json({"passed": passed, "rows": [row.to_dict() for row in rows]})
+        return passed
+    print_table(
+        ("step", "tensor", "max", "1 - cosine", "verdict"),
+        (
+            (
+                row.step,
+                row.tensor,
+                f"{row.difference.peak:.1e}",
+                f"{row.difference.cosine:.1e}",
+                "[green]pass[/]" if row.passed else "[red]FAIL[/]",
+            )
+            for row in rows
+        ),
+    )
+    click.echo(f"each layer against PyTorch, given the same input: {'pass' if passed else 'FAIL'}")
+    return passed
 
 
 def _check_writable(path: Path) -> None:

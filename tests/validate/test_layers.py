@@ -1,0 +1,94 @@
+"""Layer by layer: an honest export passes, float32 and quantised, and a fault is reported for the layer it is in."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from kimi_deploy.errors import UsageError, ValidationError
+from kimi_deploy.manifest import Manifest
+from kimi_deploy.onnx.export import export_model
+from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.validate.layers import LayerRow, validate_layers
+from tests.configs import config
+from tests.graph.conftest import no_progress
+from tests.models import write_model
+
+WIDE = {"hidden_size": 64, "kv_lora_rank": 32, "moe_intermediate_size": 32, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("layers") / "model", config("KKM", **WIDE))
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
+    root = tmp_path_factory.mktemp("exports")
+
+    def get(scheme: str | None) -> Path:
+        output = root / (scheme or "float32")
+        if not output.exists():
+            export_model(
+                model,
+                output,
+                dtype="float32",
+                flavour="ort",
+                overwrite=False,
+                progress=no_progress,
+                quantization=parse_scheme(scheme) if scheme else None,
+            )
+        return output
+
+    return get
+
+
+def layers(model: Path, export: Path) -> list[LayerRow]:
+    return validate_layers(model, export, tokens=20, threads=1, progress=no_progress)
+
+
+@pytest.mark.parametrize("scheme", [None, "int4,group=32,head,embeddings", "int8,group=32,rtn"])
+def test_every_layer_of_an_honest_export_agrees(
+    scheme: str | None, model: Path, exported: Callable[[str | None], Path]
+) -> None:
+    rows = layers(model, exported(scheme))
+    assert all(row.passed for row in rows), [r for r in rows if not r.passed]
+    kda = [f"{layer}.{what}" for layer in (0, 1) for what in ("output", "conv_state", "recurrent_state")]
+    wanted = {*kda, "2.output", "2.latent", "logits"}
+    for step in ("prefill", "decode"):
+        assert {row.tensor for row in rows if row.step == step} == wanted
+
+
+@pytest.mark.parametrize(
+    ("weight", "layer"),
+    [("model.layers.1.mlp.experts.down_proj", "1"), ("model.layers.2.self_attn.o_proj.weight", "2")],
+)
+def test_a_wrong_weight_is_reported_for_its_layer_alone(
+    weight: str, layer: str, model: Path, exported: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported(None), tmp_path / "wrong")
+    tensor = ir.load(folder / "model.onnx").graph.initializers[weight].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    values = np.memmap(folder / tensor.location, np.float32, "r+", tensor.offset or 0, tuple(tensor.shape))
+    values *= np.float32(1.01)
+    values.flush()
+    Manifest.read(folder).write(folder)
+    failed = {row.tensor for row in layers(model, folder) if not row.passed}
+    assert failed == {f"{layer}.output"}
+
+
+def test_another_checkpoint_and_another_dtype_are_refused(
+    model: Path, exported: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    other = write_model(tmp_path / "other", config("KKM", **WIDE), seed=3)
+    with pytest.raises(ValidationError, match="another checkpoint"):
+        layers(other, exported(None))
+    folder = shutil.copytree(exported(None), tmp_path / "half")
+    manifest = Manifest.read(folder)
+    manifest.details["dtype"] = "float16"
+    manifest.write(folder)
+    with pytest.raises(UsageError, match="float32"):
+        layers(model, folder)
