@@ -36,16 +36,17 @@ def quantize_model(model: KimiLinearForCausalLM, stored: Stored, scheme: Scheme)
         module = model.get_submodule(name.removesuffix(".weight"))
         module.weight = nn.Parameter(weight, requires_grad=False)
         if role == "product" and scheme.activations == "int8":
-            module.register_forward_pre_hook(_rounding(scheme))
+            module.register_forward_pre_hook(rounding(scheme))
     for layer in model.model.layers:
         name = f"model.layers.{layer.layer}.mlp.experts."
         if isinstance(layer.mlp, MixtureOfExperts):
-            layer.mlp = _QuantizedMixtureOfExperts(
+            layer.mlp = QuantizedMixtureOfExperts(
                 layer.mlp, operands[f"{name}gate_up_proj"], operands[f"{name}down_proj"], scheme
             )
 
 
-def _rounding(scheme: Scheme) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+def rounding(scheme: Scheme) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    """A forward pre-hook that rounds a product's input as the kernels of `scheme`, whose group is settled, round it."""
     assert scheme.group is not None
     group = scheme.group
 
@@ -55,7 +56,7 @@ def _rounding(scheme: Scheme) -> Callable[[nn.Module, tuple[torch.Tensor, ...]],
     return hook
 
 
-class _QuantizedMixtureOfExperts(MixtureOfExperts):
+class QuantizedMixtureOfExperts(MixtureOfExperts):
     """`torch.ops.kimi.quantized_mixture_of_experts` beside the router and the shared experts of the float module."""
 
     def __init__(

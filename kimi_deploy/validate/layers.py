@@ -7,7 +7,7 @@ of one layer, whichever is larger, and a difference belongs to the layer it is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from kimi_deploy.contract import INPUT_IDS, LOGITS, LOGITS_INDICES, PAST_LENGTHS
 from kimi_deploy.errors import UsageError, ValidationError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.model.layers import DecoderLayer, MixtureOfExperts, RMSNorm
+from kimi_deploy.model.quantized import QuantizedMixtureOfExperts, rounding
 from kimi_deploy.ops.quantized_mixture_of_experts.reference import dequantize, rounded
 from kimi_deploy.quantization.scheme import Scheme
 from kimi_deploy.quantization.selection import HEAD, quantized_parameters
@@ -149,12 +150,11 @@ class _Source:
         self.checkpoint, self.graph, self.scheme = checkpoint, graph, scheme
         self.roles = quantized_parameters(checkpoint.config, scheme) if scheme else {}
 
-    def stored(self, name: str) -> dict[str, torch.Tensor | None]:
-        """Levels, scales and zero points of a quantised parameter, as the export stores them."""
-        found: dict[str, torch.Tensor | None] = {}
+    def stored(self, name: str) -> dict[str, torch.Tensor]:
+        """Levels, scales and, unless symmetric, zero points of a quantised parameter, as the export stores them."""
+        found = {}
         for part in ("levels", "scales", "zero_points"):
             value = self.graph.graph.initializers.get(f"{name}_{part}")
-            found[part] = None
             if value is not None and value.const_value is not None:
                 found[part] = torch.from_numpy(np.array(value.const_value.numpy()))
         return found
@@ -165,12 +165,8 @@ class _Source:
             return torch.from_numpy(self.checkpoint.load(name, "float32"))
         assert self.scheme is not None
         stored = self.stored(name)
-        levels, scales = stored["levels"], stored["scales"]
-        assert levels is not None
-        assert scales is not None
-        return dequantize(
-            levels.flatten(len(scales.shape) - 1), scales, stored["zero_points"], self.scheme.bits, torch.float32
-        )
+        levels = stored["levels"].flatten(stored["scales"].ndim - 1)
+        return dequantize(levels, stored["scales"], stored.get("zero_points"), self.scheme.bits, torch.float32)
 
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Load every parameter of `module`, named `prefix`, and round the inputs of its quantised products."""
@@ -181,7 +177,7 @@ class _Source:
             owner = module.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], nn.Parameter(self.load(full), requires_grad=False))
             if self.roles.get(full) == "product" and self.scheme is not None and self.scheme.activations == "int8":
-                owner.register_forward_pre_hook(_rounding(self.scheme))
+                owner.register_forward_pre_hook(rounding(self.scheme))
 
     def layer(self, index: int) -> DecoderLayer:
         """One decoder layer with its weights; quantised experts stay levels."""
@@ -190,38 +186,9 @@ class _Source:
             layer = DecoderLayer(self.checkpoint.config, index, torch.float32)
         self.fill(layer, prefix)
         if self.scheme is not None and isinstance(layer.mlp, MixtureOfExperts):
-            layer.mlp = _QuantizedExperts(layer.mlp, self, f"{prefix}mlp.experts.", self.scheme)
+            gate_up, down = (self.stored(f"{prefix}mlp.experts.{part}") for part in ("gate_up_proj", "down_proj"))
+            layer.mlp = QuantizedMixtureOfExperts(layer.mlp, gate_up, down, self.scheme)
         return layer
-
-
-def _rounding(scheme: Scheme) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
-    assert scheme.group is not None
-    group = scheme.group
-    return lambda module, arguments: (rounded(arguments[0], group),)
-
-
-class _QuantizedExperts(nn.Module):
-    """The routed experts as the quantised op, beside the shared ones of `base`."""
-
-    def __init__(self, base: MixtureOfExperts, source: _Source, prefix: str, scheme: Scheme) -> None:
-        super().__init__()
-        self.gate, self.shared_experts = base.gate, base.shared_experts
-        gate_up, down = source.stored(f"{prefix}gate_up_proj"), source.stored(f"{prefix}down_proj")
-        self.operands = (gate_up["levels"], gate_up["scales"], down["levels"], down["scales"])
-        self.zeros = (gate_up["zero_points"], down["zero_points"])
-        own: Mapping[str, Any] = {
-            "bits": scheme.bits,
-            "block_size": scheme.group,
-            "symmetric": int(scheme.symmetric),
-            "activations": scheme.activations,
-        }
-        self.attributes = {**base.attributes, **own}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        routed = torch.ops.kimi.quantized_mixture_of_experts(
-            x, self.gate.weight, self.gate.e_score_correction_bias, *self.operands, *self.zeros, **self.attributes
-        )
-        return routed if self.shared_experts is None else routed + self.shared_experts(x)
 
 
 def _compare(
