@@ -51,7 +51,7 @@ kernels-emulated:
 	cmake --build build/kernels-emulated --parallel --target kimi_kernels_emulated
 
 plugins:
-	cmake -S plugins -B build/kernels -DKIMI_EMULATED=OFF -DKIMI_TENSORRT=ON
+	cmake -S plugins -B build/kernels -DKIMI_EMULATED=OFF -DKIMI_TENSORRT=ON -DKIMI_PYTHON="$(shell command -v $(PYTHON))"
 	cmake --build build/kernels --parallel
 
 gpu:

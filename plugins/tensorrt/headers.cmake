@@ -1,7 +1,8 @@
 # Finds TensorRT's C++ headers, and the CUDA runtime's, which they include. No TensorRT library is linked: the plugins
 # find the one that the process has loaded, so that one library serves TensorRT 10.13 and newer, 11, and RTX.
 #
-# In: KIMI_TENSORRT (AUTO, ON, OFF); TENSORRT_INCLUDE_DIR, or TENSORRT_ROOT as a variable or in the environment.
+# In: KIMI_TENSORRT (AUTO, ON, OFF); TENSORRT_INCLUDE_DIR, or TENSORRT_ROOT as a variable or in the environment; KIMI_PYTHON
+# (whose packages may carry the headers).
 # Out: TENSORRT_FOUND, TENSORRT_INCLUDE_DIRS.
 
 set(TENSORRT_FOUND FALSE)
@@ -15,6 +16,17 @@ foreach(root "${TENSORRT_ROOT}" "$ENV{TENSORRT_ROOT}")
     list(APPEND hints "${root}/include" "${root}/include/${CMAKE_LIBRARY_ARCHITECTURE}" "${root}")
   endif()
 endforeach()
+# PyPI's kernel-lens carries the headers of a release; none of its code is used
+find_program(KIMI_PYTHON NAMES python3 python)
+if(KIMI_PYTHON)
+  execute_process(
+    COMMAND ${KIMI_PYTHON} -c
+            "import importlib.util as u; s = u.find_spec('kernel_lens'); print(*(s.submodule_search_locations if s else ()))"
+    OUTPUT_VARIABLE package OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(package)
+    list(APPEND hints "${package}/include/tensorrt")
+  endif()
+endif()
 find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h HINTS ${hints} DOC "Folder of TensorRT's headers")
 
 # The open-source headers of a release, each with its hash; base address and list are one choice.

@@ -26,33 +26,36 @@ def headers() -> list[str]:
     return [f"-DTENSORRT_INCLUDE_DIR={Path(spec.submodule_search_locations[0]) / 'include' / 'tensorrt'}"]
 
 
-@pytest.fixture(scope="session")
-def plugin_build() -> Path:
-    """The emulated plugin library, the one without kernels, and the host."""
+def built(*targets: str) -> Path:
     options = ("-DKIMI_CUDA=OFF", "-DKIMI_PLUGIN_TESTS=ON", "-DKIMI_TENSORRT=AUTO", *headers())
-    targets = (
-        "kimi_plugins_emulated",
-        "kimi_plugins_without_kernels",
-        "kimi_plugin_host",
-        "plugin_cost",
-        "plugin_layout",
-    )
     return build("plugins-emulated", *options, targets=targets)
 
 
+@pytest.fixture(scope="session")
+def host_library() -> Path:
+    """What drives plugins, whatever their kernels run on."""
+    return built("kimi_plugin_host") / "libkimi_plugin_host.so"
+
+
+@pytest.fixture(scope="session")
+def plugin_build() -> Path:
+    """The emulated plugin library, the one without kernels, and the programs of the tests."""
+    return built("kimi_plugins_emulated", "kimi_plugins_without_kernels", "plugin_cost", "plugin_layout")
+
+
 @pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def driven(request: pytest.FixtureRequest, plugin_build: Path) -> Iterator[tuple[Host, Memory]]:
+def driven(request: pytest.FixtureRequest, host_library: Path) -> Iterator[tuple[Host, Memory]]:
     """A library and the memory that its pointers lead to."""
     cuda = request.param == "cuda"
-    library = default_path("cuda") if cuda else plugin_build / FILES["emulated"]
-    host = Host(plugin_build / "libkimi_plugin_host.so", library)
+    library = default_path("cuda") if cuda else request.getfixturevalue("plugin_build") / FILES["emulated"]
+    host = Host(host_library, library)
     yield host, CudaMemory() if cuda else HostMemory()
     host.close()
 
 
 @pytest.fixture(scope="session")
-def host(plugin_build: Path) -> Iterator[Host]:
+def host(host_library: Path, plugin_build: Path) -> Iterator[Host]:
     """The emulated library."""
-    host = Host(plugin_build / "libkimi_plugin_host.so", plugin_build / FILES["emulated"])
+    host = Host(host_library, plugin_build / FILES["emulated"])
     yield host
     host.close()

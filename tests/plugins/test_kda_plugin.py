@@ -265,7 +265,7 @@ def test_tensorrts_objects_are_called_where_the_headers_have_them(plugin_build: 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("steps", [1, 40])
-def test_enqueue_is_captured_in_a_cuda_graph(plugin_build: Path, steps: int) -> None:
+def test_enqueue_is_captured_in_a_cuda_graph(host_library: Path, steps: int) -> None:
     """A capture fails on any synchronisation or allocation; replays read what is in the buffers by then."""
     import torch
 
@@ -274,7 +274,7 @@ def test_enqueue_is_captured_in_a_cuda_graph(plugin_build: Path, steps: int) -> 
     from .memory import CudaMemory, contents
 
     arrays, fields = case(batch=2, steps=steps)
-    host, memory = Host(plugin_build / "libkimi_plugin_host.so", default_path("cuda")), CudaMemory()
+    host, memory = Host(host_library, default_path("cuda")), CudaMemory()
     with built(host, memory, SPEC, fields, profile(arrays, batch=2, sequence=40)) as (context,):
         eager = context.run(ordered(arrays))
         eager_next = context.run(step(arrays, 0, steps, eager))
