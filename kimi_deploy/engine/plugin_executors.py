@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -187,11 +188,36 @@ class TorchExecutor:
         run_op(call, self.device)
 
 
+@dataclass(frozen=True)
+class ChosenExecutor:
+    """The kernels for what they take, torch for other sizes and types of our ops: the same choice at every call."""
+
+    kernels: KernelExecutor
+    torch: TorchExecutor
+
+    def workspace(self, call: PluginCall) -> int:
+        """As the chosen one's."""
+        return self._choose(call).workspace(call)
+
+    def enqueue(self, call: PluginCall) -> None:
+        """As the chosen one's."""
+        self._choose(call).enqueue(call)
+
+    def _choose(self, call: PluginCall) -> Executor:
+        if call.plugin.op.name not in OPS or importlib.util.find_spec("torch") is None:
+            return self.kernels
+        try:
+            self.kernels.workspace(call)
+        except ContractError:
+            return self.torch
+        return self.kernels
+
+
 @cache
 def default_executor() -> Executor:
-    """The CUDA kernel library if it was built, and else torch. An engine must be run by what sized its workspace or by
-    something that needs less: a plugin refuses at the first shape otherwise.
+    """The CUDA kernel library if it was built, for what it takes, and else torch. An engine must be run by what sized
+    its workspace or by something that needs less: a plugin refuses at the first shape otherwise.
     """
     if default_path("cuda").is_file():
-        return KernelExecutor(KernelLibrary.open())
+        return ChosenExecutor(KernelExecutor(KernelLibrary.open()), TorchExecutor())
     return TorchExecutor()

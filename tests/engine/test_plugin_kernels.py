@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 from kimi_deploy.engine.plugin import creator_class
-from kimi_deploy.engine.plugin_executors import KernelExecutor
+from kimi_deploy.engine.plugin_call import Executor
+from kimi_deploy.engine.plugin_executors import ChosenExecutor, KernelExecutor, TorchExecutor
 from kimi_deploy.engine.plugin_fields import write_fields
 from kimi_deploy.errors import BackendError, ContractError, EngineError
 from kimi_deploy.kernels.library import FILES, KernelLibrary
 from kimi_deploy.ops.plugins import ABI_FIELD, PLUGINS, WORKSPACE_BLOCK
 from kimi_deploy.ops.spec import AttributeValue
+from kimi_deploy.validate.compare import compare
+from kimi_deploy.validate.tolerances import tolerance
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.plugin_driver import NUMPY, backend, dynamic_desc, tensor_desc
 from tests.kernels.build import build
@@ -43,7 +46,7 @@ def executor() -> KernelExecutor:
     return KernelExecutor(KernelLibrary.open(folder / FILES["emulated"]))
 
 
-def plugin_of(executor: KernelExecutor, op: str, fields: Mapping[str, AttributeValue]) -> Any:
+def plugin_of(executor: Executor, op: str, fields: Mapping[str, AttributeValue]) -> Any:
     trt = backend().module
     collection, arrays = write_fields(trt, PLUGINS[op], fields)
     plugin = creator_class(backend(), PLUGINS[op])(executor).create_plugin("node", collection, trt.TensorRTPhase.BUILD)
@@ -117,9 +120,22 @@ def test_a_plan_with_too_little_workspace_is_refused(executor: KernelExecutor) -
         plugin_of(executor, "KimiDeltaAttention", fields).on_shape_change([tensor_desc(a) for a in arrays.values()], [])
 
 
-def test_standard_operators_without_the_library_are_refused_when_an_engine_is_built() -> None:
-    from kimi_deploy.engine.plugin_executors import TorchExecutor
+def test_torch_runs_the_sizes_that_no_kernel_takes(executor: KernelExecutor) -> None:
+    chosen = ChosenExecutor(executor, TorchExecutor("cpu"))
+    abi = PLUGINS["KimiDeltaAttention"].abi or ""
+    for dim, bound in ((32, "float32"), (64, "kda_decode_float32")):
+        arrays, attributes = make_case(steps=3, dim=dim, dtype="float32")
+        plugin = plugin_of(chosen, "KimiDeltaAttention", {**attributes, ABI_FIELD: abi})
+        results = run(plugin, "KimiDeltaAttention", list(arrays.values()))
+        expected = oracle(arrays, attributes)
+        if dim == 64:
+            check(results, expected, bound)
+        else:
+            for name, array in results.items():
+                assert compare(array, expected[name]).within(tolerance(bound)), name
 
+
+def test_standard_operators_without_the_library_are_refused_when_an_engine_is_built() -> None:
     arrays, attributes = causal_conv_case()
     trt, plugin = backend().module, PLUGINS["CausalConvWithState"]
     fields, kept = write_fields(trt, plugin, attributes)
