@@ -27,7 +27,8 @@ class TensorRtSession:
         self.profiles = tuple(self._limits(name, details["index"]) for name, details in table.items())
         # both plans are built from one recipe
         self.aliased = self._aliased_states(next(iter(self._engines.values())))
-        sizes = [self._engines[p.name].get_device_memory_size_for_profile_v2(p.index) for p in self.profiles]
+        self._check_aliases()
+        sizes = [engine.device_memory_size_v2 for engine in self._engines.values()]
         # one for all contexts, at an address that never changes: graphs keep it
         self._scratch = DeviceBuffer(device, max(sizes))
 
@@ -64,6 +65,23 @@ class TensorRtSession:
             if source:
                 found.add(state.past_name)
         return frozenset(found)
+
+    def _check_aliases(self) -> None:
+        """Raise EngineError when the recipe asked for states in place and the engine does not say that they are.
+
+        Bound to two buffers, states that a plugin writes in place would stay in the old one.
+        """
+        recipe = self._opened.manifest.details["recipe"]
+        wanted = (
+            {s.past_name for s in self.contract.states if s.kind != "latent"} if recipe["in_place_state"] else set()
+        )
+        if not wanted <= self.aliased:
+            raise EngineError(
+                "the engine was built with in_place_state, but does not name the states that share memory",
+                seen=f"{len(self.aliased)} aliased states",
+                expected=f"{len(wanted)}: those of every KDA layer",
+                fix="build it without in_place_state",
+            )
 
     def new_context(self, profile: ProfileLimits) -> TensorRtContext:
         trt = self._opened.backend.module
