@@ -118,6 +118,7 @@ def _settings(checks: tuple[str, ...], prompt: int | None, layer: int | None, si
 def _validate(model: Path, export: Path, settings: Settings, html: Path | None, *, attach: bool, as_json: bool) -> bool:
     from kimi_deploy.manifest import write_text
     from kimi_deploy.validate.accuracy import attach as attach_report
+    from kimi_deploy.validate.report import plain
     from kimi_deploy.validate.run import validate_export
 
     if html is not None:
@@ -128,7 +129,7 @@ def _validate(model: Path, export: Path, settings: Settings, html: Path | None, 
 
         write_text(html, page(report.to_dict()))
     if as_json:
-        print_json(report.to_dict())
+        print_json(plain(report.to_dict()))
     else:
         _print_report(report)
     if attach and settings.selection.whole:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest, sha256, write_text
+from kimi_deploy.validate.report import plain
 
 Standing = Literal["pass", "fail", "stale"]
 
@@ -41,7 +42,7 @@ def attach(folder: Path, report: dict[str, Any]) -> Path:
     """
     path = folder / report_name(report["backend"])
     manifest = Manifest.read(folder)
-    write_text(path, json.dumps(report, separators=(",", ":")) + "\n")
+    write_text(path, json.dumps(plain(report), separators=(",", ":")) + "\n")
     complete = replace(manifest, reports={**manifest.reports, path.name: sha256(path)})
     write_text(folder / MANIFEST_NAME, json.dumps(complete.to_dict(), indent=2) + "\n")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,6 +95,15 @@ class Curves:
         }
 
 
+def plain(value: Any) -> Any:
+    """The same data for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
@@ -116,9 +126,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every judged row passed; a report without one has proven nothing and did not pass."""
-        judged = [r for r in self.rows if r.judged]
-        return bool(judged) and all(r.passed for r in judged)
+        """Whether every judged row passed; a report without rows has proven nothing and did not pass."""
+        return bool(self.rows) and all(r.passed for r in self.rows if r.judged)
 
     @property
     def first_failure(self) -> Row | None:

@@ -111,6 +111,12 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
         with progress("measuring what the quantisation costs"):
             texts = passages(tokenizer, checkpoint.config.vocab_size) + own
             report.add(own_checks.run(texts, is_text=tokenizer is not None))
+    if not report.rows:
+        raise UsageError(
+            "this part of the validation compares nothing",
+            seen=f"--only {' '.join(settings.selection.checks)}, prompt {settings.selection.prompt}, {dtype}",
+            expected="reference-dtype for a 16-bit export, reference-forms for a prompt above 16 tokens",
+        )
     report.facts = {
         "kimi_deploy": __version__,
         "checkpoint": fingerprint,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -138,6 +139,7 @@ def test_an_empty_report_has_proven_nothing() -> None:
         (["--only", "nonsense"], "--only with one of reference-forms"),
         (["--prompt-index", "99"], "--prompt-index is out of range"),
         (["--layer", "7"], "0 to 2"),
+        (["--only", "reference-dtype"], "compares nothing"),
         (["--html", "/no/such/folder/page.html"], "--html cannot be written"),
     ],
 )
@@ -145,6 +147,26 @@ def test_a_part_that_does_not_exist_is_refused(arguments: list[str], message: st
     done = CliRunner().invoke(cli, ["validate", str(model), str(exported), *arguments])
     assert isinstance(done.exception, UsageError)
     assert message in str(done.exception)
+
+
+def test_a_graph_that_gives_nan_fails_with_a_report_that_is_json(model: Path, exported: Path, tmp_path: Path) -> None:
+    graph = Graph(exported)
+    name = "model.layers.1.self_attn.conv_weight"
+    graph.set_weight(name, graph.weight(name) + np.float32(np.nan))
+    graph.save(tmp_path / "nan")
+    words = ["validate", str(model), str(tmp_path / "nan"), "--json", "--html", str(tmp_path / "page.html")]
+    sizes = ["--max-tokens", "8", "--long-tokens", "8", "--greedy-tokens", "4", "--threads", "1"]
+    done = CliRunner().invoke(cli, [*words, *sizes])
+    assert done.exit_code == 1
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    found = json.loads(done.stdout, parse_constant=refuse)
+    json.loads((tmp_path / "nan" / "report-onnx-runtime-cpu.json").read_text(), parse_constant=refuse)
+    assert found["first_failure"]["tensor"] == "1.recurrent_state"
+    assert "not finite" in found["first_failure"]["note"]
+    assert "not finite" in (tmp_path / "page.html").read_text()
 
 
 def test_each_line_of_a_prompts_file_is_a_prompt(model: Path, exported: Path, tmp_path: Path) -> None:

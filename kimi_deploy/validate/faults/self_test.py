@@ -64,7 +64,9 @@ def run_self_test(
         _subject(model, export, Path(scratch), progress) as pair,
     ):
         folder, exported = pair
-        dtype = Manifest.read(exported).details["dtype"]
+        manifest = Manifest.read(exported)
+        manifest.check_kind("onnx")
+        dtype = manifest.details["dtype"]
         reference = TorchRunner(folder)
         control = OrtRunner(exported, threads=threads)
         if control.fingerprint != reference.fingerprint:
