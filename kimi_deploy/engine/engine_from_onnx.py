@@ -21,7 +21,7 @@ from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, PluginKind, register_
 from kimi_deploy.engine.progress import Progress, deferred_interrupt, make_monitor
 from kimi_deploy.engine.recipe import EngineRecipe, Profile, capabilities_for
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, unusable_here
-from kimi_deploy.errors import EngineError
+from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.output_folder import output_folder
@@ -100,10 +100,20 @@ def build_engine(
 
 
 def read_export(folder: Path) -> Manifest:
-    """The manifest of an export whose ops have this package's ABI. Raises ManifestError for anything else."""
+    """The manifest of an export whose ops have this package's ABI, with weights as they are.
+
+    Raises UsageError for a quantised export and ManifestError for anything else.
+    """
     source = Manifest.read(folder)
     source.check_kind("onnx")
     source.check_op_abi()
+    if "quantization" in source.details:
+        raise UsageError(
+            "an engine cannot be built from a quantised export",
+            seen=f"{folder} holds weights of {source.details['quantization']['bits']} bits",
+            expected="an export without --quantize: TensorRT's parser does not import the operators on packed levels",
+            fix="export again without --quantize",
+        )
     return source
 
 
