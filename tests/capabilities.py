@@ -26,6 +26,10 @@ interprets_triton = pytest.mark.skipif(
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler on this machine")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open a page in")
+needs_packaged_tensorrt_headers = pytest.mark.skipif(
+    importlib.util.find_spec("kernel_lens") is None or "TENSORRT_ROOT" in os.environ,
+    reason="no package carries TensorRT's C++ headers here, or TENSORRT_ROOT has others",
+)
 needs_tensorrt_headers = pytest.mark.skipif(
     importlib.util.find_spec("kernel_lens") is None and "TENSORRT_ROOT" not in os.environ,
     reason="TensorRT's C++ headers are nowhere: no TENSORRT_ROOT, no package that carries them (kernel-lens)",
