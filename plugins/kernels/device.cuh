@@ -21,6 +21,11 @@
 #define KIMI_HOST_DEVICE __host__ __device__ __forceinline__
 #define KIMI_KERNEL(max_threads, min_blocks) __global__ void __launch_bounds__(max_threads, min_blocks)
 #define KIMI_GRID_CONSTANT const __grid_constant__
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define KIMI_HOPPER 1
+#else
+#define KIMI_HOPPER 0
+#endif
 #else
 #include "../emulation/emulator.h"
 #define KIMI_CUDA 0
@@ -29,6 +34,7 @@
 #define KIMI_HOST_DEVICE inline
 #define KIMI_KERNEL(max_threads, min_blocks) void
 #define KIMI_GRID_CONSTANT const
+#define KIMI_HOPPER 0
 #endif
 
 namespace kimi {
@@ -206,16 +212,38 @@ KIMI_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 KIMI_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 KIMI_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 KIMI_DEVICE void sync_threads() { __syncthreads(); }
+KIMI_DEVICE void sync_warp() { __syncwarp(); }
 KIMI_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
+// Aligned as the matrix units of Hopper want their tiles.
 KIMI_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char kimi_shared[];
+  extern __shared__ __align__(1024) unsigned char kimi_shared[];
   return kimi_shared;
 }
 
+KIMI_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// Four 8 x 8 matrices of 16-bit values from shared memory: lane 8 i + r brings the address of row r of the i-th, 16
+// bytes, and gets words[i]: columns 2 (lane % 4) + {0, 1} of row lane / 4. Transposed: the two rows of that column.
+KIMI_DEVICE Words load_matrices(const void* row) {
+  Words x;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
+               : "r"(shared_address(row))
+               : "memory");
+  return x;
+}
+KIMI_DEVICE Words load_matrices_transposed(const void* row) {
+  Words x;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
+               : "r"(shared_address(row))
+               : "memory");
+  return x;
+}
+
 KIMI_DEVICE void copy_async16(void* destination, const void* source) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(destination));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(destination)), "l"(source) : "memory");
 }
 KIMI_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kNewestGroupsLeft>
@@ -255,15 +283,15 @@ std::string launch(void (*kernel)(Arguments), const Arguments& arguments, int64_
   return error == cudaSuccess ? std::string() : std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
 }
 
-// Multiprocessors of the current device.
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    return 1;  // the launch that follows reports what is wrong with the device
-  }
-  return count;
+// An attribute of the current device; 1 if there is none, for the launch that follows reports what is wrong.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  return known ? value : 1;
 }
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+inline bool is_hopper() { return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 
 #else
 
@@ -282,6 +310,37 @@ inline float shuffle_xor(float x, int mask) {
       warp.words[lane][0] = brought[lane ^ static_cast<int>(warp.words[lane][1])];
   }));
 }
+
+inline void sync_warp() {
+  const uint32_t nothing = 0;
+  emulation::warp_exchange("sync_warp", &nothing, 1, [](emulation::WarpExchange&) {});
+}
+
+template <bool kTransposed>
+Words exchange_matrices(const void* row) {
+  uint32_t words[2];
+  std::memcpy(words, &row, sizeof row);
+  const uint32_t* result = emulation::warp_exchange("load_matrices", words, 2, [](emulation::WarpExchange& warp) {
+    const unsigned char* rows[kWarp];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      std::memcpy(&rows[lane], warp.words[lane], sizeof rows[lane]);
+      if (reinterpret_cast<uintptr_t>(rows[lane]) % 16 != 0) *static_cast<volatile int*>(nullptr) = 0;
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        uint16_t pair[2];
+        for (int j = 0; j < 2; ++j) {
+          const int r = kTransposed ? lane % 4 * 2 + j : lane / 4, c = kTransposed ? lane / 4 : lane % 4 * 2 + j;
+          std::memcpy(&pair[j], rows[8 * i + r] + 2 * c, 2);
+        }
+        warp.words[lane][i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+      }
+    }
+  });
+  return Words{{result[0], result[1], result[2], result[3]}};
+}
+inline Words load_matrices(const void* row) { return exchange_matrices<false>(row); }
+inline Words load_matrices_transposed(const void* row) { return exchange_matrices<true>(row); }
 
 inline void copy_async16(void* destination, const void* source) {
   if ((reinterpret_cast<uintptr_t>(destination) | reinterpret_cast<uintptr_t>(source)) % 16 != 0) {
@@ -346,6 +405,7 @@ std::string launch(void (*kernel)(Arguments), const Arguments& arguments, int64_
 
 // As an H200: so that the choices made for it are the ones tested.
 inline int multiprocessors() { return 132; }
+inline bool is_hopper() { return false; }
 
 #endif
 

@@ -7,27 +7,27 @@
 
 #include "fault.cuh"
 #include "kda_params.cuh"
+#include "kda_product.cuh"
 #include "kda_tile.cuh"
 
 namespace kimi {
 
+// Tiles in shared memory, of a portable block: what the smallest GPUs have room for.
+constexpr int kChainStages = 2;
+
 template <int D>
 struct ChainLayout {
   static constexpr int kMaxWarps = D / 16;
-  static constexpr int kStages = 4;
   // a stage: the record but for the values, then the values of the block's warps
   KIMI_HOST_DEVICE static constexpr int stage_bytes(int warps) {
-    return TileRecord<D>::kValues + warps * TileRecord<D>::kFragment;
+    return TileRecord<D>::kValues + warps * TileRecord<D>::kValueBytes;
+  }
+  // from stage to stage; in the rest of the first lie the barriers of the copies
+  KIMI_HOST_DEVICE static constexpr int stage_pitch(int warps) { return (stage_bytes(warps) / 1024 + 1) * 1024; }
+  KIMI_HOST_DEVICE static constexpr int shared_bytes(int warps, int stages) {
+    return (stages - 1) * stage_pitch(warps) + stage_bytes(warps);
   }
 };
-
-template <class T>
-KIMI_DEVICE void operand_of(const float (&left)[4], const float (&right)[4], uint32_t (&a)[4]) {
-  a[0] = pack<T>(left[0], left[1]);
-  a[1] = pack<T>(left[2], left[3]);
-  a[2] = pack<T>(right[0], right[1]);
-  a[3] = pack<T>(right[2], right[3]);
-}
 
 // The last columns of the convolution's input become its state; by one block of each sequence and head.
 template <class T, int D>
@@ -52,7 +52,6 @@ KIMI_KERNEL(ChainLayout<D>::kMaxWarps* kWarp, 1)
 kda_chain(KIMI_GRID_CONSTANT KdaParams<T> p) {
   using Record = TileRecord<D>;
   using Layout = ChainLayout<D>;
-  constexpr int kStages = Layout::kStages;
 
   const int H = p.num_heads, warps = block_threads() / kWarp, splits = Layout::kMaxWarps / warps;
   const int split = block_index() % splits, h = block_index() / splits % H, n = block_index() / splits / H;
@@ -84,89 +83,146 @@ kda_chain(KIMI_GRID_CONSTANT KdaParams<T> p) {
   };
 
   const int tiles = (s.length + kTile - 1) / kTile;
-  const int stage_bytes = Layout::stage_bytes(warps);
+#if KIMI_HOPPER
+  const int stages = p.stages;
+#else
+  constexpr int stages = kChainStages;
+#endif
+  const int stage_pitch = Layout::stage_pitch(warps);
   const unsigned char* records = p.tiles + (static_cast<int64_t>(h) * p.num_tiles + s.first_tile) * Record::kBytes;
-  auto fetch = [&](int tile) {
+#if KIMI_HOPPER
+  auto* arrived = reinterpret_cast<uint64_t*>(shared_memory() + Layout::stage_bytes(warps));
+  if (thread == 0) {
+    for (int i = 0; i < stages; ++i) init_copy_barrier(arrived + i);
+    publish_copy_barriers();
+  }
+  sync_threads();
+#endif
+  // starts to copy a tile to its stage
+  auto fetch = [&](int tile, int stage) {
+    const unsigned char* from = records + static_cast<int64_t>(tile) * Record::kBytes;
+    unsigned char* to = shared_memory() + stage * stage_pitch;
+    const int skipped = split * warps * Record::kValueBytes;
+#if KIMI_HOPPER
+    if (thread == 0 && tile < tiles) {
+      expect_copies(arrived + stage, Layout::stage_bytes(warps));
+      bulk_load(to, from, Record::kValues, arrived + stage);
+      bulk_load(to + Record::kValues, from + Record::kValues + skipped, warps * Record::kValueBytes, arrived + stage);
+    }
+#else
     if (tile < tiles) {
-      const unsigned char* from = records + static_cast<int64_t>(tile) * Record::kBytes;
-      unsigned char* to = shared_memory() + tile % kStages * stage_bytes;
-      for (int at = thread * 16; at < KIMI_FAULT_OVERRUN(stage_bytes); at += block_threads() * 16) {
-        const int skipped = at < Record::kValues ? 0 : split * warps * Record::kFragment;
-        copy_async16(to + at, from + at + skipped);
+      const int bytes = KIMI_FAULT_OVERRUN(Layout::stage_bytes(warps));
+      for (int at = thread * 16; at < bytes; at += block_threads() * 16) {
+        copy_async16(to + at, from + at + (at < Record::kValues ? 0 : skipped));
       }
     }
     copy_async_commit();
+#endif
   };
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
+  for (int i = 0; i < stages - 1; ++i) fetch(i, i);
 
+  int stage = 0, parity = 0, free_stage = stages - 1;
   for (int tile = 0; tile < tiles; ++tile) {
-    copy_async_wait<kStages - 2>();
+#if KIMI_HOPPER
+    wait_copies(arrived + stage, parity);
+#else
+    copy_async_wait<stages - 2>();
+#endif
     sync_threads();
-    fetch(tile + kStages - 1);  // over the tile that the barrier says everyone is done with
-    const unsigned char* stage = shared_memory() + tile % kStages * stage_bytes;
-    auto fragment = [&](int at) { return *reinterpret_cast<const Words*>(stage + at + lane * 16); };
-
-    // all transposed: u = v - k S, o = q S
-    float u[2][4], o[2][4] = {};
-    {
-      const Words v = fragment(Record::kValues + warp * Record::kFragment);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          u[i][2 * j] = low_half<T>(v.w[2 * i + j]);
-          u[i][2 * j + 1] = high_half<T>(v.w[2 * i + j]);
-        }
-      }
+    fetch(tile + stages - 1, free_stage);  // over the tile that the barrier says everyone is done with
+    const unsigned char* at = shared_memory() + stage * stage_pitch;
+    free_stage = stage;
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
     }
+
+    // all transposed, [value, token]: u = v - k S
+    uint32_t operands[Record::kSteps][4];
 #pragma unroll
     for (int step = 0; step < Record::kSteps; ++step) {
-      uint32_t a[4];
-      operand_of<T>(state[2 * step], state[2 * step + 1], a);
-      const Words keys = fragment(Record::kKeys + step * Record::kFragment);
-      const Words queries = fragment(Record::kQueries + step * Record::kFragment);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        mma<T>(u[i], a, keys.w[2 * i], keys.w[2 * i + 1]);
-        mma<T>(o[i], a, queries.w[2 * i], queries.w[2 * i + 1]);
-      }
+      operand_of<T>(state[2 * step], state[2 * step + 1], operands[step]);
     }
-
-    // w = (I + A)^-1 diag(beta) u; o += attention w; S = diag(e^G) S + k w
-    uint32_t a[4];
-    operand_of<T>(u[0], u[1], a);
-    const Words inverse = fragment(Record::kInverse), attention = fragment(Record::kAttention);
-    float w[2][4] = {};
+    float u[kTile / 8][4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) mma<T>(w[i], a, inverse.w[2 * i], inverse.w[2 * i + 1]);
-    operand_of<T>(w[0], w[1], a);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) mma<T>(o[i], a, attention.w[2 * i], attention.w[2 * i + 1]);
-#pragma unroll
-    for (int step = 0; step < Record::kSteps; ++step) {
-      const Words keys = fragment(Record::kEndKeys + step * Record::kFragment);
-      const Floats decay =
-          *reinterpret_cast<const Floats*>(stage + Record::kEndDecay + (step * 16 + KIMI_FAULT_SWAP(member) * 4) * 4);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float (&part)[4] = state[2 * step + i];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) part[j] *= decay.f[2 * i + j % 2];
-        mma<T>(part, a, keys.w[2 * i], keys.w[2 * i + 1]);
-      }
-    }
-
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kTile / 8; i += 2) {
+      const int row = lane % 16, piece = i + lane / 16;
+      const Words v = load_matrices(at + Record::kValues + Record::row_token(warp * 16 + row, piece * 8));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int token = tile * kTile + i * 8 + member * 2 + j % 2;
-        if (token < s.length) {
-          p.raw_output[((s.first_row + token) * H + h) * D + first_value + j / 2 * 8] = o[i][j];
+        u[i + j / 2][j % 2 * 2] = low_half<T>(v.w[j]);
+        u[i + j / 2][j % 2 * 2 + 1] = high_half<T>(v.w[j]);
+      }
+    }
+    // the compiler lets nothing touch the state between the start of products and their wait
+#pragma unroll
+    for (int step = 0; step < Record::kSteps; ++step) {
+      const Floats decay =
+          *reinterpret_cast<const Floats*>(at + Record::kEndDecay + (step * 16 + KIMI_FAULT_SWAP(member) * 4) * 4);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) state[2 * step + i][j] *= decay.f[2 * i + j % 2];
+      }
+    }
+    use(u);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < Record::kSteps; ++step) {
+      multiply<T, kWidePitch, kTile>(u, operands[step], at + Record::kKeys, step);
+    }
+    end_products();
+
+    // w = (I + A)^-1 diag(beta) u, o = q S
+    wait_products<0>();
+    use(u);
+    uint32_t a[kTile / 16][4];
+#pragma unroll
+    for (int i = 0; i < kTile / 16; ++i) operand_of<T>(u[2 * i], u[2 * i + 1], a[i]);
+    float w[kTile / 8][4], o[kTile / 8][4];
+    begin_products();
+#pragma unroll
+    for (int i = 0; i < kTile / 16; ++i) {
+      multiply<T, kNarrowPitch, kTile>(w, a[i], at + Record::kInverse, i, i > 0);
+      multiply<T, kNarrowPitch, kTile>(w, a[i], at + Record::kInverseRest, i);
+    }
+    end_products();
+#pragma unroll
+    for (int step = 0; step < Record::kSteps; ++step) {
+      multiply<T, kWidePitch, kTile>(o, operands[step], at + Record::kQueries, step, step > 0);
+    }
+    end_products();
+
+    // o += attention w, S = diag(e^G) S + k w
+    wait_products<1>();
+    use(w);
+#pragma unroll
+    for (int i = 0; i < kTile / 16; ++i) operand_of<T>(w[2 * i], w[2 * i + 1], a[i]);
+    use(state);
+    begin_products();
+#pragma unroll
+    for (int i = 0; i < kTile / 16; ++i) multiply<T, kNarrowPitch, kTile>(o, a[i], at + Record::kAttention, i);
+    end_products();
+#pragma unroll
+    for (int i = 0; i < kTile / 16; ++i) multiply<T, kNarrowPitch, D>(state, a[i], at + Record::kEndKeys, i);
+    end_products();
+    wait_products<1>();
+    use(o);
+    {
+      const int first = tile * kTile + member * 2, valid = s.length - first;
+      float* to = p.raw_output + ((s.first_row + first) * H + h) * D + first_value;
+#pragma unroll
+      for (int i = 0; i < kTile / 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int token = i * 8 + j % 2;
+          if (token < valid) to[static_cast<int64_t>(token) * H * D + j / 2 * 8] = o[i][j];
         }
       }
     }
+    wait_products<0>();
+    use(state);
+
     const int done = (tile + 1) * kTile;
     if (p.state_snapshots != nullptr && done % kSnapshot == 0 && done <= s.length) {
       write_state(p.state_snapshots + state_at(s.first_snapshot + done / kSnapshot - 1));

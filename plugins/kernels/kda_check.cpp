@@ -170,7 +170,7 @@ KimiStatus finish(KimiStatus status, const std::string& message) {
 }
 
 int64_t max_tiles(const KimiKdaArguments& a) {
-  constexpr int kTile = 16;
+  constexpr int kTile = 32;  // as the kernels'
   if (a.cu_seqlens != nullptr) return static_cast<int64_t>(a.sequence) / kTile + a.batch;
   return static_cast<int64_t>(a.batch) * ((static_cast<int64_t>(a.sequence) + kTile - 1) / kTile);
 }

@@ -36,11 +36,12 @@ kda_output(KIMI_GRID_CONSTANT KdaParams<T> p) {
   const int lane = thread_index() % kLanes;
   // the call's checks keep this inside 31 bits
   const int item = block_index() * (kOutputThreads / kLanes) + thread_index() / kLanes;
-  const int row = item / p.num_heads;
   const int rows = (p.cu_seqlens == nullptr ? p.batch : 1) * p.sequence;
+  // the last rows first: they may still be in the cache
+  const int row = rows - 1 - item / p.num_heads, head = item % p.num_heads;
   bool write = false;
-  const bool valid = row < rows && counts(p, row, write);
-  const int64_t at = static_cast<int64_t>(item) * D + lane * 4;
+  const bool valid = row >= 0 && counts(p, row, write);
+  const int64_t at = (static_cast<int64_t>(row) * p.num_heads + head) * D + lane * 4;
   Floats o = {}, gate = {};
   if (valid) {
     o = load4(p.raw_output + at);

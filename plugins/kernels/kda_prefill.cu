@@ -20,11 +20,23 @@ namespace {
 // a head take about 390 us for 8192 steps, one about 550, four 440.
 template <int D>
 int chosen_splits(const KimiKdaArguments& a) {
-  if (a.value_splits > 0) return a.value_splits;
+  constexpr int kGroups = ChainLayout<D>::kMaxWarps / 4;  // of four warps, which start Hopper's products together
+  if (a.value_splits > 0) return is_hopper() && a.value_splits > kGroups ? kGroups : a.value_splits;
   const int64_t heads = static_cast<int64_t>(a.batch) * a.num_heads;
   int splits = 1;
-  while (splits < ChainLayout<D>::kMaxWarps / 4 && heads * splits * 2 <= multiprocessors()) splits *= 2;
+  while (splits < kGroups && heads * splits * 2 <= multiprocessors()) splits *= 2;
   return splits;
+}
+
+#ifndef KIMI_STAGES
+#define KIMI_STAGES 6
+#endif
+// How many tiles a block of the chain has in shared memory. Hopper: as many as hide the memory's latency, unless blocks
+// have to share a multiprocessor.
+int chosen_stages(int stage_pitch, int64_t blocks) {
+  if (!is_hopper()) return kChainStages;
+  const int room = (blocks <= multiprocessors() ? 224 : 112) * 1024 / stage_pitch;
+  return clamp(room, kChainStages, KIMI_STAGES);
 }
 
 template <class T, int D>
@@ -44,8 +56,10 @@ std::string prefill(const KimiKdaArguments& a) {
     if (!message.empty()) return "kda_prep: " + message;
   }
   const int splits = chosen_splits<D>(a), warps = ChainLayout<D>::kMaxWarps / splits;
-  message = launch(kda_chain<T, D>, p, a.batch * heads * splits, warps * kWarp,
-                   static_cast<size_t>(ChainLayout<D>::kStages * ChainLayout<D>::stage_bytes(warps)), a.stream);
+  const int64_t blocks = a.batch * heads * splits;
+  p.stages = chosen_stages(ChainLayout<D>::stage_pitch(warps), blocks);
+  message = launch(kda_chain<T, D>, p, blocks, warps * kWarp,
+                   static_cast<size_t>(ChainLayout<D>::shared_bytes(warps, p.stages)), a.stream);
   if (!message.empty()) return "kda_chain: " + message;
   if (a.sequence > 0) {
     const int items = kOutputThreads / (D / 4);  // of a block

@@ -1,48 +1,53 @@
-// The record that prep writes for a tile of 16 tokens of one head, and chain reads: every operand as a warp's
-// fragments, so that a lane moves 16 bytes at a time. Offsets in bytes.
+// The record that prep writes for a tile of 32 tokens of one head, and chain reads: operands of the matrix units, laid
+// out in memory as they lie in shared memory. Offsets in bytes.
 //
-// A lane is 4 group + member. In a fragment of b [16, 8] (mma.m16n8k16) it holds, of column `group`, rows
-// 2 member + {0, 1} in its first word and rows 8 more in its second.
+// Every operand is a matrix of 16-bit values in rows of 128 or 64 bytes, whose 16-byte pieces change places by the row:
+// so eight rows of one column of pieces meet every bank once, and Hopper's matrix units read them as they are.
 #pragma once
 
 #include "kda_params.cuh"
 
 namespace kimi {
 
+constexpr int kWidePitch = 128, kNarrowPitch = kTile * 2;
+static_assert(kNarrowPitch == 64, "the swizzle of the narrow rows");
+
+// Where byte `at` of a matrix of rows of `kPitch` bytes lies.
+template <int kPitch>
+KIMI_HOST_DEVICE int swizzled(int at) {
+  static_assert(kPitch == kWidePitch || kPitch == kNarrowPitch, "");
+  return at ^ (at >> 7 & (kPitch == kWidePitch ? 7 : 3)) << 4;
+}
+
 template <int D>
 struct TileRecord {
-  static constexpr int kSteps = D / 16;  // along the keys
-  static constexpr int kFragment = kWarp * 16;
-  // b [key, token]: kSteps fragments of two columns of tiles each; keys are negated, so that v - k S is a sum
-  static constexpr int kKeys = 0;                                 // -k_i e^{G_i}
-  static constexpr int kQueries = kKeys + kSteps * kFragment;     // scale q_i e^{G_i}
-  static constexpr int kEndKeys = kQueries + kSteps * kFragment;  // b [token, key]: k_i e^{G_15 - G_i}
-  static constexpr int kInverse = kEndKeys + kSteps * kFragment;  // b [j, i]: ((I + A)^-1 diag(beta))_ij
-  static constexpr int kAttention = kInverse + kFragment;         // b [j, i]: scale q_i diag(e^{G_i - G_j}) k_j
-  static constexpr int kEndDecay = kAttention + kFragment;        // float32 e^{G_15}, as the lanes need them
-  static constexpr int kValues = kEndDecay + D * 4;               // d [value, token]: v_i, a warp's 16 values each
-  static constexpr int kBytes = kValues + kSteps * kFragment;
+  static constexpr int kSteps = D / 16;            // along the keys
+  static constexpr int kKeyBytes = kTile * D * 2;  // tokens times keys
+  static constexpr int kSquareBytes = kTile * kTile * 2;
+  static constexpr int kValueBytes = 16 * kTile * 2;  // of 16 values, a warp's share
+  // [D / 64][token][64 keys]; keys are negated, so that v - k S is a sum
+  static constexpr int kKeys = 0;                        // -k_i e^{G_i}
+  static constexpr int kQueries = kKeys + kKeyBytes;     // scale q_i e^{G_i}
+  static constexpr int kEndKeys = kQueries + kKeyBytes;  // [key][token]: k_i e^{G_31 - G_i}
+  static constexpr int kInverse = kEndKeys + kKeyBytes;  // [i][j]: ((I + A)^-1 diag(beta))_ij
+  // what rounding took from it: tokens nearly alike add up its errors, while what they add up to is small
+  static constexpr int kInverseRest = kInverse + kSquareBytes;
+  static constexpr int kAttention = kInverseRest + kSquareBytes;  // [i][j]: scale q_i diag(e^{G_i - G_j}) k_j, j <= i
+  static constexpr int kEndDecay = kAttention + kSquareBytes;     // float32 e^{G_31}, as the lanes need them
+  static constexpr int kValues = kEndDecay + D * 4;               // [value][token]: v_i
+  static constexpr int kBytes = kValues + D / 16 * kValueBytes;
 
-  // Byte offset of element (k, n) of b [16, 16] in its fragment pair.
-  KIMI_HOST_DEVICE static int in_fragment(int k, int n) {
-    return (n % 8 * 4 + k % 8 / 2) * 16 + n / 8 * 8 + k / 8 * 4 + k % 2 * 2;
-  }
-  // Of element (key, token) of kKeys and kQueries.
-  KIMI_HOST_DEVICE static int key_token(int key, int token) {
-    return key / 16 * kFragment + in_fragment(key % 16, token);
-  }
-  // Of element (token, key) of kEndKeys.
+  // Byte offset of element (token, key) of kKeys and kQueries.
   KIMI_HOST_DEVICE static int token_key(int token, int key) {
-    return key / 16 * kFragment + in_fragment(token, key % 16);
+    return key / 64 * (kTile * kWidePitch) + swizzled<kWidePitch>(token * kWidePitch + key % 64 * 2);
   }
-  // Of key's entry of kEndDecay: the four that one lane needs for two fragments lie together.
+  // Of element (row, token) of kEndKeys, kValues, kInverse, kInverseRest and kAttention.
+  KIMI_HOST_DEVICE static int row_token(int row, int token) {
+    return swizzled<kNarrowPitch>(row * kNarrowPitch + token * 2);
+  }
+  // Of key's entry of kEndDecay: the four that one lane needs for 16 keys lie together.
   KIMI_HOST_DEVICE static int end_decay(int key) {
     return (key / 16 * 16 + key % 8 / 2 * 4 + key % 16 / 8 * 2 + key % 2) * 4;
-  }
-  // Of element (value, token) of kValues.
-  KIMI_HOST_DEVICE static int value_token(int value, int token) {
-    return value / 16 * kFragment + (value % 8 * 4 + token % 8 / 2) * 16 + token / 8 * 8 + value % 16 / 8 * 4 +
-           token % 2 * 2;
   }
 };
 

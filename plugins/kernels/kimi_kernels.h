@@ -115,7 +115,7 @@ KIMI_API int32_t kimi_kda_decode(const KimiKdaArguments* arguments);
  * NULL. */
 KIMI_API int32_t kimi_kda_prefill_workspace(const KimiKdaArguments* arguments, size_t* bytes);
 
-/* The whole op on many tokens: tiles of 16 on the matrix units, three launches. float16 and bfloat16 data. */
+/* The whole op on many tokens: tiles of 32 on the matrix units, three launches. float16 and bfloat16 data. */
 KIMI_API int32_t kimi_kda_prefill(const KimiKdaArguments* arguments);
 
 /* The whole op by the kernel made for these sizes: what a caller uses who has no reason to choose. kimi_kda_workspace

@@ -37,9 +37,9 @@ def test_a_split_run_is_the_whole_run(device, calls, gate):
 
 
 def test_a_run_split_at_a_tile_has_the_same_bits(device):
-    arrays, attributes = make_case(steps=40)
+    arrays, attributes = make_case(steps=70)
     whole = run_kernel(device, "prefill", arrays, attributes)
-    parts = continued(device, (("prefill", 16), ("prefill", 24)), arrays, attributes)
+    parts = continued(device, (("prefill", 32), ("prefill", 38)), arrays, attributes)
     for name, array in whole.items():
         np.testing.assert_array_equal(array, parts[name])
 
