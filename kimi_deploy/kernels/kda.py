@@ -43,7 +43,7 @@ class KdaKernels:
         value_splits: int = 0,
         stream: int = 0,
     ) -> None:
-        """Tiles of 16 tokens. `workspace`: uint8 array of at least `workspace_size` bytes; allocated when absent.
+        """Tiles of 32 tokens. `workspace`: uint8 array of at least `workspace_size` bytes; allocated when absent.
 
         Raises ContractError for wrong names, shapes, dtypes or values.
         """

@@ -28,15 +28,13 @@ int chosen_splits(const KimiKdaArguments& a) {
   return splits;
 }
 
-#ifndef KIMI_STAGES
-#define KIMI_STAGES 6
-#endif
 // How many tiles a block of the chain has in shared memory. Hopper: as many as hide the memory's latency, unless blocks
 // have to share a multiprocessor.
 int chosen_stages(int stage_pitch, int64_t blocks) {
+  constexpr int kMostStages = 6;
   if (!is_hopper()) return kChainStages;
   const int room = (blocks <= multiprocessors() ? 224 : 112) * 1024 / stage_pitch;
-  return clamp(room, kChainStages, KIMI_STAGES);
+  return clamp(room, kChainStages, kMostStages);
 }
 
 template <class T, int D>

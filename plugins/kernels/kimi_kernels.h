@@ -68,7 +68,8 @@ typedef struct KimiKdaArguments {
   float norm_eps;
   float scale;
   float gate_lower_bound; /* in [-5, 0) for KIMI_GATE_BOUNDED */
-  int32_t value_splits;   /* blocks a head's values are split over in prefill: 1, 2, 4 (or 8 if D = 128); 0 = chosen */
+  int32_t value_splits;   /* blocks a head's values are split over in prefill: 1, 2, 4 (or 8 if D = 128); 0 = chosen.
+                             Compute capability 9.0 takes at most D / 64. */
 
   const void* qkv;                  /* T [batch, sequence, 3 H D], before the convolution */
   const void* decay;                /* T [batch, sequence, H D], before bias and gate */
