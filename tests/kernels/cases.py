@@ -13,7 +13,7 @@ from kimi_deploy.validate.tolerances import tolerance
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 GATES = ("softplus", "bounded")
-LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 65, 130, 500, 4096)
+LENGTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130, 500, 4096)
 DISTRIBUTIONS = ("plain", "strong", "vanishing", "slow", "correlated", "repeated", "beta_extremes", "zero_rows")
 
 Arrays = dict[str, np.ndarray]
