@@ -91,7 +91,7 @@ fi
 
 workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) < 16 ? ($(nproc) + 1) / 2 : 8))")
-step tests 170 "$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}" \
+step tests 230 "$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}" \
   tests/kernels \
   tests/ops \
   tests/parity/test_source_model.py \
