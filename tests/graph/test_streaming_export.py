@@ -17,8 +17,10 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
-from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast
+from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast, released_tensors
 from kimi_deploy.checkpoint.parameter_part import Span
+from kimi_deploy.checkpoint.presets import preset_config
+from kimi_deploy.checkpoint.safetensors_file import layout_header
 from kimi_deploy.contract import Dtype, GraphContract
 from kimi_deploy.errors import CheckpointError, ExportError, UsageError
 from kimi_deploy.manifest import Manifest
@@ -376,6 +378,19 @@ def test_parts_that_do_not_lie_back_to_back_are_packed(run: Export, model: Path,
     places = {n: v.const_value.location for n, v in graph.initializers.items() if hasattr(v.const_value, "location")}
     assert places["model.layers.0.self_attn.qkv_proj.weight"] == "weights.bin"
     assert places["model.layers.0.self_attn.o_proj.weight"] == "model.safetensors"
+
+
+@pytest.mark.parametrize(("by_name", "gigabytes"), [(False, 35.43), (True, 2.86)])
+def test_how_much_of_the_released_model_can_stay_in_place_depends_on_the_order(by_name: bool, gigabytes: float) -> None:
+    released = preset_config("kimi-linear-48b")
+    tensors = [(t.name, t.dtype, t.shape) for t in released_tensors(released, "bfloat16")]
+    if by_name:
+        tensors.sort()
+    tensors.sort(key=lambda t: t[1] != "F32")
+    infos = layout_header(tensors, "model.safetensors")[1]
+    checkpoint = Checkpoint(Path(), released, {info.name: info for info in infos})
+    spans = weights.in_place_spans(checkpoint, "bfloat16")
+    assert round(sum(span.nbytes for span in spans.values()) / 1e9, 2) == gigabytes
 
 
 def test_a_checkpoint_on_another_file_system_cannot_be_referred_to(
