@@ -10,6 +10,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError, ContractError, UsageError
+from kimi_deploy.runtime.huge_pages import collapse_new, private_memory
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "int64": "int64", "int32": "int32"}
@@ -63,6 +64,7 @@ def open_session(
         ort.preload_dlls()
         # it rounds the inputs of float32 products to TF32's 10 bits unless told not to
         providers = [(name, {"device_id": device_id, "use_tf32": "0"}), PROVIDERS["cpu"]]
+    before = private_memory()
     try:
         session = ort.InferenceSession(str(model) if graph is None else graph, options, providers=providers)
     except Exception as error:
@@ -81,6 +83,8 @@ def open_session(
             expected="the CUDA and cuDNN libraries that this onnxruntime-gpu was built for",
             fix="pip install 'onnxruntime-gpu[cuda,cudnn]', or use --provider cpu",
         )
+    if provider == "cpu":
+        collapse_new(before)
     return session
 
 
