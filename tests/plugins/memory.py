@@ -74,7 +74,8 @@ class CudaMemory:
         return Buffer(raw, raw.data_ptr() + GUARD, size)
 
     def write(self, buffer: Buffer, data: bytes) -> None:
-        part = self._torch.frombuffer(bytearray(data), dtype=self._torch.uint8)
+        # through numpy: torch.frombuffer takes no empty buffer, and some workspaces are
+        part = self._torch.from_numpy(np.frombuffer(data, np.uint8).copy())
         buffer.raw[GUARD : GUARD + len(data)].copy_(part)
         self._torch.cuda.synchronize()
 
