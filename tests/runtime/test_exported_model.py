@@ -194,6 +194,12 @@ def test_the_folder_decides_the_backend(checkpoint: Path, export_folder: Path) -
         open_runner(checkpoint, "ort")
 
 
+def test_ort_bodies_are_refused_on_the_cuda_provider(export_folder: Path) -> None:
+    with pytest.raises(BackendError, match="`ort` bodies") as error:
+        OrtRunner(export_folder, provider="cuda")
+    assert "--body onnx" in error.value.fix
+
+
 def test_cuda_without_a_device_is_refused(checkpoint: Path) -> None:
     import torch
 

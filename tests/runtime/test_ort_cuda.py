@@ -28,7 +28,7 @@ def runner(folder: Path, provider: str, dtype: Dtype = "float32") -> OrtRunner:
     if not output.exists():
         synthesize("tiny", folder / "model", overwrite=True)
         quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
-        export_model(folder / "model", output, dtype=dtype, flavour="ort", overwrite=True, progress=quiet)
+        export_model(folder / "model", output, dtype=dtype, flavour="onnx", overwrite=True, progress=quiet)
     return OrtRunner(output, provider=provider)
 
 
