@@ -68,7 +68,7 @@ def _check_bodies(flavour: str, provider: str) -> None:
     if provider == "cuda" and flavour == "ort":
         raise BackendError(
             "an export with `ort` bodies is wrong on ONNX Runtime's CUDA provider",
-            seen="with onnxruntime-gpu 1.31.1 on an H100, logits of a prompt of 140 tokens were off by a tenth of their peak",
+            seen="onnxruntime-gpu 1.31.1 on an H100: logits after 140 tokens off by a tenth of their peak",
             expected="`onnx` or `primitive` bodies, which agree with the CPU to 8e-7 there",
             fix="export again with --body onnx",
         )

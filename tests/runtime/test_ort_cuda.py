@@ -80,8 +80,9 @@ def test_an_idle_row_keeps_its_state_to_the_bit(cuda: OrtRunner) -> None:
     cuda.forward(IDS[:, :20], state)
     before = {name: tensor[1].copy() for name, tensor in state.snapshot().tensors.items()}
     cuda.forward(IDS[:, 20:25], state, sequence_lengths=np.array([5, 0]))
-    after = state.snapshot().tensors
-    assert all(np.array_equal(after[name][1], tensor) for name, tensor in before.items())
+    # a snapshot's caches are as long as its longest row
+    after = {name: tensor[1][: len(before[name])] for name, tensor in state.snapshot().tensors.items()}
+    assert all(np.array_equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_float16_equals_the_cpu_provider(folder: Path) -> None:
