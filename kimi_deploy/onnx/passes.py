@@ -117,7 +117,10 @@ def replace_sequences(model: ir.Model) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Share equal constants and expressions, remove what nothing reads."""
+    """Share equal constants and expressions, remove what nothing reads, and what the tracer noted of its own sources.
+
+    Those notes hold absolute paths: they would tell where an export was made, and differ from machine to machine.
+    """
     passes = ir.passes.Sequential(
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
@@ -125,6 +128,8 @@ def tidy(model: ir.Model) -> None:
         common.TopologicalSortPass(),
     )
     passes(model)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.clear()
 
 
 def check_every_parameter_is_read(model: ir.Model, names: set[str]) -> None:

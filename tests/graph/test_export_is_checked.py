@@ -27,6 +27,11 @@ def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
     return shutil.copytree(exported("softplus"), tmp_path / "copy")
 
 
+def test_the_graph_does_not_say_where_it_was_made(copy: Path) -> None:
+    assert str(Path(onnx.__file__).parents[1]).encode() not in (copy / "model.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in (copy / "model.onnx").read_bytes()
+
+
 def check(folder: Path, model: Path) -> None:
     """The checks of export on files that exist, with the digests of what the checkpoint says anew."""
     checkpoint = Checkpoint.open(model)
