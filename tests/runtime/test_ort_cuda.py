@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,24 +12,29 @@ import pytest
 from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.contract import Dtype
 from kimi_deploy.onnx.export import export_model
+from kimi_deploy.ops.flavours import Flavour
+from kimi_deploy.quantization.scheme import Scheme
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.ort_storage import OrtStorage
 from kimi_deploy.validate.compare import compare
+from kimi_deploy.validate.run import validate_export
 from kimi_deploy.validate.tolerances import tolerance
 from tests.capabilities import needs_cuda, needs_cuda_provider
+from tests.graph.conftest import no_progress
 from tests.runtime.conftest import state_bytes
+from tests.validate.test_verdict_on_demo_model import DEMO, QUICK
 
 pytestmark = [pytest.mark.gpu, needs_cuda, needs_cuda_provider]
 CLOSE = tolerance("graph_float32")
+STANDARD_BODIES: tuple[Flavour, ...] = ("onnx", "primitive")
 IDS = np.random.default_rng(0).integers(0, 200, (2, 150))
 
 
-def runner(folder: Path, provider: str, dtype: Dtype = "float32") -> OrtRunner:
-    output = folder / dtype
+def runner(folder: Path, provider: str) -> OrtRunner:
+    output = folder / "export"
     if not output.exists():
         synthesize("tiny", folder / "model", overwrite=True)
-        quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
-        export_model(folder / "model", output, dtype=dtype, flavour="onnx", overwrite=True, progress=quiet)
+        export_model(folder / "model", output, dtype="float32", flavour="onnx", overwrite=True, progress=no_progress)
     return OrtRunner(output, provider=provider)
 
 
@@ -85,9 +91,18 @@ def test_an_idle_row_keeps_its_state_to_the_bit(cuda: OrtRunner) -> None:
     assert all(np.array_equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_float16_equals_the_cpu_provider(folder: Path) -> None:
-    logits = []
-    for provider in ("cuda", "cpu"):
-        half = runner(folder, provider, "float16")
-        logits.append(half.forward(IDS[:1, :16], half.new_state(1, 32)))
-    assert compare(*logits).within(tolerance("graph_float16"))
+VALID: dict[str, tuple[Flavour, Dtype, Scheme | None]] = {
+    **{f"{body}-{dtype}": (body, dtype, None) for body in STANDARD_BODIES for dtype in get_args(Dtype)},
+    "int4": ("onnx", "float32", Scheme(bits=4)),
+    "int8": ("onnx", "float32", Scheme(bits=8)),
+}
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_the_demo_model_is_valid_on_the_gpu(case: str, tmp_path: Path) -> None:
+    body, dtype, scheme = VALID[case]
+    export_model(
+        DEMO, tmp_path / "e", dtype=dtype, flavour=body, overwrite=False, progress=no_progress, quantization=scheme
+    )
+    report = validate_export(DEMO, tmp_path / "e", replace(QUICK, provider="cuda"), no_progress)
+    assert report.passed, report.failure
