@@ -8,6 +8,7 @@ import numpy as np
 
 from kimi_deploy.errors import BackendError
 from kimi_deploy.manifest import Manifest, sha256
+from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC as QUANTIZED_EXPERTS
 from kimi_deploy.runtime.base import Call, Runner
 from kimi_deploy.runtime.ort_session import open_session, read_contract
 from kimi_deploy.runtime.ort_storage import OrtStorage
@@ -44,7 +45,8 @@ class OrtRunner(Runner):
             # the hashes would take longer than loading does; `inspect` checks them
             manifest.verify(path, hashes=False)
             manifest.check_op_abi()
-            _check_bodies(str(manifest.details["body"]), provider)
+            if provider == "cuda":
+                _check_runs_on_cuda(manifest)
             model, self.fingerprint = path / MODEL_NAME, str(manifest.source["checkpoint"])
         self._session = open_session(model, provider, threads, device_id, profile, graph)
         self.contract = read_contract(self._session)
@@ -63,12 +65,19 @@ class OrtRunner(Runner):
         return storage.step(call)
 
 
-def _check_bodies(flavour: str, provider: str) -> None:
-    """Refuse what is known to compute something else: the kernels that `ort` bodies call were made for the CPU."""
-    if provider == "cuda" and flavour == "ort":
+def _check_runs_on_cuda(manifest: Manifest) -> None:
+    """Refuse what the CUDA provider is known to compute wrongly or to lack: some kernels exist for the CPU only."""
+    if manifest.details["body"] == "ort":
         raise BackendError(
             "an export with `ort` bodies is wrong on ONNX Runtime's CUDA provider",
             seen="onnxruntime-gpu 1.31.1 on an H100: logits after 140 tokens off by a tenth of their peak",
-            expected="`onnx` or `primitive` bodies, which agree with the CPU to 8e-7 there",
+            expected="`onnx` or `primitive` bodies, which pass `kimi-deploy validate` there",
             fix="export again with --body onnx",
+        )
+    if QUANTIZED_EXPERTS.name in manifest.op_abi:
+        raise BackendError(
+            "experts in 4 or 8 bits do not run on ONNX Runtime's CUDA provider",
+            seen="onnxruntime-gpu 1.31.1: DequantizeLinear has no kernel for scales per block with levels of this type",
+            expected="weights in float32, float16 or bfloat16",
+            fix="export again without --quantize, or use --provider cpu",
         )

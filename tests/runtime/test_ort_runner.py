@@ -1,15 +1,20 @@
 """The runner's calls: any split gives the same result, nothing is written by a call that is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
 from kimi_deploy.errors import BackendError, ContractError, ManifestError, StateError
+from kimi_deploy.manifest import Manifest
+from kimi_deploy.ops.registry import OPS
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.validate.compare import compare
 from kimi_deploy.validate.tolerances import tolerance
 from tests.runtime.conftest import random_ids, state_bytes
+from tests.runtime.export_folder import write_export_folder
 from tests.runtime.hand_made_graph import VOCAB, hand_made_model
 
 CLOSE = tolerance("float32")
@@ -161,6 +166,24 @@ def test_a_provider_that_is_not_there_is_named_with_the_next_step(model_path) ->
     with pytest.raises(BackendError, match="no CUDAExecutionProvider") as error:
         OrtRunner(model_path, provider="cuda")
     assert "pip install onnxruntime-gpu" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("body", "op", "expected", "fix"),
+    [
+        ("ort", "MixtureOfExperts", "with `ort` bodies", "--body onnx"),
+        ("onnx", "QuantizedMixtureOfExperts", "4 or 8 bits", "without --quantize"),
+    ],
+)
+def test_what_the_cuda_provider_cannot_compute_is_refused_before_it_is_loaded(
+    body: str, op: str, expected: str, fix: str, tmp_path
+) -> None:
+    folder = write_export_folder(tmp_path)
+    manifest = Manifest.read(folder)
+    replace(manifest, op_abi={op: OPS[op].abi}, details={**manifest.details, "body": body}).write(folder)
+    with pytest.raises(BackendError, match=expected) as error:
+        OrtRunner(folder, provider="cuda")
+    assert fix in str(error.value)
 
 
 def test_a_dtype_that_the_provider_cannot_compute_is_refused_with_the_next_step(tmp_path) -> None:
