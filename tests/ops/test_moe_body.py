@@ -10,7 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from kimi_deploy.ops.flavours import FLAVOURS, Flavour
-from kimi_deploy.ops.mixture_of_experts import body_experts
+from kimi_deploy.ops.mixture_of_experts import body_engine, body_experts
 from kimi_deploy.ops.mixture_of_experts.body import body
 from kimi_deploy.ops.mixture_of_experts.spec import SPEC
 from tests.ops.body_cases import assert_close, in_dtype, moe_arrays, moe_attributes, moe_reference
@@ -38,6 +38,16 @@ def test_every_routing_matches_float64(flavour: Flavour, routing: str) -> None:
         arrays = moe_arrays(attributes, batch, steps)
         (expected,) = moe_reference(arrays, attributes)
         assert_close(run(built, arrays)["output"], expected)
+
+
+@pytest.mark.parametrize("bound", [0, 1 << 15])
+def test_both_forms_of_many_tokens_of_an_engine_match_float64(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_engine, "BATCHED_ROWS", bound)
+    attributes = ROUTINGS["grouped raw scores"]
+    arrays = moe_arrays(attributes, 3, 17)
+    model = op_model(SPEC, body("primitive", attributes, "float32"), attributes, "float32", arrays)
+    (expected,) = moe_reference(arrays, attributes)
+    assert_close(run(session(model), arrays)["output"], expected)
 
 
 @pytest.mark.parametrize("renormalize", [0, 1])

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from kimi_deploy.contract import Dtype
 from kimi_deploy.ops.flavours import Flavour, check_flavour
 from kimi_deploy.ops.function_builder import FunctionBuilder, op_builder, op_function
+from kimi_deploy.ops.mixture_of_experts.body_engine import fusible
 from kimi_deploy.ops.mixture_of_experts.body_experts import Routed, Sizes, fused, fused_helpers, plain
 from kimi_deploy.ops.mixture_of_experts.spec import RENORMALIZE_EPS, SPEC
 from kimi_deploy.ops.spec import AttributeValue
@@ -26,7 +27,8 @@ def body(flavour: Flavour, attributes: Mapping[str, AttributeValue], dtype: Dtyp
     b = op_builder(SPEC)
     x, gate_up, down = (b.inputs[name] for name in ("hidden_states", "gate_up_weight", "down_weight"))
     routed = Routed(x, gate_up, down, *route(b, attributes, sizes, dtype), dtype)
-    output = fused(b, routed, sizes) if flavour == "ort" else plain(b, routed, sizes)
+    experts = {"ort": fused, "onnx": plain, "primitive": fusible}[flavour]
+    output = experts(b, routed, sizes)
     helpers = fused_helpers() if flavour == "ort" else []
     return [*helpers, op_function(b, SPEC, [b.from_float32(output, dtype)])]
 

@@ -135,7 +135,7 @@ def fused_helpers() -> list[ir.Function]:
     """ONNX Runtime's MoE for runtimes that do not have it, as `fused` calls it: bias-free interleaved SwiGLU."""
     b = FunctionBuilder(("input", "router_probs", "fc1_experts_weights", "fc1_experts_bias", "fc2_experts_weights"))
     x, router, gate_up, _, down = b.inputs.values()
-    output = _every_expert(b, x, gate_up, down, b("Softmax", router, axis=-1), "float32")
+    output = every_expert(b, x, gate_up, down, b("Softmax", router, axis=-1), "float32")
     attributes = {
         "k": ir.AttributeType.INT,
         "activation_type": ir.AttributeType.STRING,
@@ -151,13 +151,13 @@ def plain(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     """Products only, float32 like x.
 
     Few tokens: a Scan over tokens that gathers each one's experts. Many: a Scan over experts, every token through
-    every expert. The bound is where gathering, which reads, writes and reads again, moves more than all experts weigh.
+    every expert.
     """
-    few = sizes.experts // (3 * sizes.top_k) or int(sizes.top_k < sizes.experts)
+    few = few_tokens(sizes)
 
     def dense(inner: FunctionBuilder) -> list[ir.Value]:
         by_expert = spread(inner, r.chosen, r.weights, sizes.experts, 0.0)
-        return [_every_expert(inner, r.x, r.gate_up, r.down, by_expert, r.dtype)]
+        return [every_expert(inner, r.x, r.gate_up, r.down, by_expert, r.dtype)]
 
     if not few:
         return dense(b)[0]
@@ -166,6 +166,14 @@ def plain(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
         lambda inner: [_chosen_experts(inner, r)],
         dense,
     )[0]
+
+
+def few_tokens(sizes: Sizes) -> int:
+    """Tokens up to which the chosen experts are gathered.
+
+    The bound is where gathering, which reads, writes and reads again, moves more than all experts weigh.
+    """
+    return sizes.experts // (3 * sizes.top_k) or int(sizes.top_k < sizes.experts)
 
 
 def spread(b: FunctionBuilder, chosen: ir.Value, values: ir.Value, experts: int, other: float) -> ir.Value:
@@ -196,7 +204,7 @@ def _chosen_experts(b: FunctionBuilder, r: Routed) -> ir.Value:
     return b("Reshape", rows, b("Shape", r.x))
 
 
-def _every_expert(
+def every_expert(
     b: FunctionBuilder, x: ir.Value, gate_up: ir.Value, down: ir.Value, weights: ir.Value, dtype: Dtype
 ) -> ir.Value:
     """A Scan over experts; weights [tokens, experts], zero where not chosen. Nothing is as large as all experts."""
