@@ -77,7 +77,7 @@ def mla_attributes(heads: int = 4) -> Attributes:
         "num_heads": heads,
         "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8,
-        "v_head_dim": 24,
+        "v_head_dim": 20,
         "kv_lora_rank": 40,
         "scale": 24**-0.5,
     }

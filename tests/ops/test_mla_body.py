@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from kimi_deploy.ops.flavours import FLAVOURS, Flavour
 from kimi_deploy.ops.latent_attention.body import body
-from kimi_deploy.ops.latent_attention.body_parts import Sizes
+from kimi_deploy.ops.latent_attention.operands import Sizes
 from kimi_deploy.ops.latent_attention.spec import SPEC
 from tests.ops.body_cases import (
     Arrays,
@@ -34,6 +36,9 @@ CASES = (
     ([5], None, 50),
     ([0, 7, 40], None, 0),
     ([0, 7, 40], [0, -1, 1], 9),
+    # as much cached as there are new steps, or more: what a long prefill attends to in tiles
+    ([130], None, 0),
+    ([150, 150, 150], [0, -1, 1], 9),
 )
 
 
@@ -115,8 +120,8 @@ def test_a_split_prefill_and_single_steps_fill_the_same_cache(flavour: Flavour) 
     [("ort", "float16"), ("ort", "bfloat16"), ("onnx", "float16"), ("primitive", "float16")],
 )
 def test_half_precision_only_rounds(flavour: Flavour, dtype: str) -> None:
-    for steps in (1, 19):
-        arrays = in_dtype(SPEC, case_arrays(steps, [5, 0], [steps, steps // 2], 7), dtype)
+    for steps, past in ((1, [5, 0]), (19, [5, 0]), (66, [66, 66])):
+        arrays = in_dtype(SPEC, case_arrays(steps, past, [steps, steps // 2], 7), dtype)
         results = run(mla_session(flavour, dtype), arrays)
         expected, cache_ = mla_reference(arrays, mla_attributes())
         assert_close(results["output"], expected, f"op_{dtype}")
@@ -125,8 +130,8 @@ def test_half_precision_only_rounds(flavour: Flavour, dtype: str) -> None:
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_checker_and_strict_inference_accept_it_and_the_reference_evaluator_agrees(flavour: Flavour) -> None:
-    for steps in (1, 18):
-        arrays = case_arrays(steps, [5, 0], [steps, steps // 2], 7)
+    for steps, past in ((1, [5, 0]), (18, [5, 0]), (66, [66, 66])):
+        arrays = case_arrays(steps, past, [steps, steps // 2], 7)
         functions = body(flavour, mla_attributes(), "float32")
         model = op_model(SPEC, functions, mla_attributes(), "float32", arrays)
         check(model)
@@ -137,12 +142,42 @@ def test_checker_and_strict_inference_accept_it_and_the_reference_evaluator_agre
         assert np.array_equal(cache_, expected_cache)
 
 
-def test_onnx_runtime_reads_the_cache_without_transposing_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("larger", ["past", "own"])
+def test_a_part_that_outweighs_the_other_beyond_float32_hides_it_and_no_more(larger: str) -> None:
+    steps, past = 70, 90
+    arrays = case_arrays(steps, [past], None, 0)
+    # scores of hundreds: in the sum over both parts the smaller one underflows
+    grown = arrays["past_latent"][:, :past] if larger == "past" else arrays["latent"]
+    grown *= 100
+    output = run(mla_session("ort"), arrays)["output"]
+    assert_close(output, mla_reference(arrays, mla_attributes())[0])
+
+
+def test_the_tiled_form_is_the_one_that_runs_once_as_much_is_cached(tmp_path: Path) -> None:
+    attributes, steps = mla_attributes(), 70
+    model = op_model(SPEC, body("ort", attributes, "float32"), attributes, "float32", case_arrays(steps, [0], None, 0))
+    for past, tiled in (([69], False), ([70], True), ([70, 71], False), ([70, 70], True)):
+        assert ("MultiHeadAttention" in kernels(model, case_arrays(steps, past, None, 5), tmp_path)) is tiled
+
+
+def kernels(model: onnx.ModelProto, arrays: Arrays, folder: Path) -> set[str]:
+    """Operators of the kernels that ran."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "trace")
+    profiled = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run(profiled, arrays)
+    events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
+    return {e["args"]["op_name"] for e in events if e["name"].endswith("_kernel_time")}
+
+
+def test_onnx_runtime_reads_the_cache_without_transposing_it(tmp_path: Path) -> None:
     functions = body("ort", mla_attributes(), "float32")
     arrays = case_arrays(1, [0], None, 0)
     graph = executed(op_model(SPEC, functions, mla_attributes(), "float32", arrays), tmp_path)
     expanded, absorbed = branches(graph)
-    assert "FusedMatMul" in [node.op_type for node in expanded.node]
+    tiled, whole = branches(expanded)
+    assert "MultiHeadAttention" in [node.op_type for node in tiled.node]
+    assert "FusedMatMul" in [node.op_type for node in whole.node]
     slices = {}
     for branch in branches(absorbed):
         operators = [node.op_type for node in branch.node]

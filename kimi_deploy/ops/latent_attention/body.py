@@ -10,12 +10,14 @@ from kimi_deploy.contract import Dtype
 from kimi_deploy.ops.flavours import Flavour, check_flavour
 from kimi_deploy.ops.function_builder import op_builder, op_function
 from kimi_deploy.ops.latent_attention import body_parts
-from kimi_deploy.ops.latent_attention.body_parts import Operands, Parts, Sizes
+from kimi_deploy.ops.latent_attention.body_parts import Parts
+from kimi_deploy.ops.latent_attention.body_tiled import kernel_helper
+from kimi_deploy.ops.latent_attention.operands import Operands, Sizes
 from kimi_deploy.ops.latent_attention.spec import SPEC
 from kimi_deploy.ops.spec import AttributeValue
 
 _PARTS: dict[Flavour, Parts] = {
-    "ort": Parts(body_parts.scatter_in_place, body_parts.attend_in_the_cheapest_form, float32=True),
+    "ort": Parts(body_parts.scatter_in_place, body_parts.attend_in_the_cheapest_form, (kernel_helper,), float32=True),
     "onnx": Parts(body_parts.scatter_in_place, body_parts.attend_operator),
     "primitive": Parts(body_parts.scatter_copy, body_parts.attend_capacity),
 }
@@ -61,8 +63,9 @@ def body(flavour: Flavour, attributes: Mapping[str, AttributeValue], dtype: Dtyp
     query = b("Reshape", b.convert(x["query"], dtype, compute), b.ints(0, 0, s.heads, s.nope + s.rope))
     query = b("Transpose", b("Mul", query, scale), perm=[0, 2, 1, 3])
 
-    operands = Operands(query, key_weight, value_weight, present, position, total, s, dtype, compute)
+    operands = Operands(query, key_weight, value_weight, present, position, past, total, s, dtype, compute)
     output = b("Transpose", parts.attend(b, operands), perm=[0, 2, 1, 3])
     output = b("Reshape", output, b.ints(0, 0, s.heads * s.value))
     output = b("Where", valid, output, b.convert(b.number(0.0), "float32", compute))
-    return [op_function(b, SPEC, [b.convert(output, compute, dtype), present])]
+    own = op_function(b, SPEC, [b.convert(output, compute, dtype), present])
+    return [*(helper(s) for helper in parts.helpers), own]

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import onnx_ir as ir
 
-from kimi_deploy.contract import Dtype
 from kimi_deploy.ops.function_builder import FunctionBuilder
-
-MASKED = -1e30
-"""Added to the score of a position that may not be seen: finite, so that no softmax meets inf - inf."""
-
-
-class Sizes(NamedTuple):
-    """The op's attributes under their short names."""
-
-    heads: int
-    nope: int
-    rope: int
-    value: int
-    rank: int
-
-    @property
-    def expand_from(self) -> int | None:
-        """Steps from which keys and values of the whole cache are worth making; None where they never are.
-
-        Multiplications per head and cached token: absorbed 2 (rank + rope) for each step; expanded
-        nope + rope + value for each step, and rank (nope + value) once.
-        """
-        saved = 2 * (self.rank + self.rope) - (self.nope + self.rope + self.value)
-        return -(-self.rank * (self.nope + self.value) // saved) if saved > 0 else None
-
-
-class Operands(NamedTuple):
-    """What attention over the cache needs, of dtype `compute` but for the cache, which is of dtype `stored`.
-
-    query [batch, heads, sequence, nope + rope], scaled; key_weight [heads, nope, rank]; value_weight [heads, value,
-    rank]; cache [batch, capacity, rank + rope]; position [batch, sequence, 1] int64: slot of every step; total [1]
-    int64: valid tokens of the longest row.
-    """
-
-    query: ir.Value
-    key_weight: ir.Value
-    value_weight: ir.Value
-    cache: ir.Value
-    position: ir.Value
-    total: ir.Value
-    sizes: Sizes
-    stored: Dtype
-    compute: Dtype
+from kimi_deploy.ops.latent_attention.body_tiled import attend_past_in_tiles, past_is_long
+from kimi_deploy.ops.latent_attention.operands import MASKED, Operands, Sizes
 
 
 @dataclass(frozen=True)
@@ -61,11 +19,13 @@ class Parts:
     `write(b, past, rows, position, start)`: `past` with rows [batch, sequence, latent] at `position`, a run of
     consecutive slots from `start` [batch].
     `attend(b, operands)`: [batch, heads, sequence, value] of dtype `compute`.
+    `helpers`: functions that `attend` calls.
     `float32`: whether everything is cast to float32 first, for kernels that exist in it alone.
     """
 
     write: Callable[[FunctionBuilder, ir.Value, ir.Value, ir.Value, ir.Value], ir.Value]
     attend: Callable[[FunctionBuilder, Operands], ir.Value]
+    helpers: Sequence[Callable[[Sizes], ir.Function]] = ()
     float32: bool = False
 
 
@@ -83,7 +43,13 @@ def scatter_copy(b: FunctionBuilder, past: ir.Value, rows: ir.Value, position: i
 
 
 def attend_in_the_cheapest_form(b: FunctionBuilder, x: Operands) -> ir.Value:
-    """Expanded for long prefill; else absorbed, and without the copy that cutting the cache costs where it is full."""
+    """Expanded for long prefill, in tiles where the cache is longer still; else absorbed, and without the copy that
+    cutting the cache costs where it is full."""
+
+    def expanded(inner: FunctionBuilder) -> list[ir.Value]:
+        tiled = past_is_long(inner, x)
+        whole = inner.branch(tiled, lambda i: [attend_past_in_tiles(i, x)], lambda i: [_expanded(i, _cut(i, x))])
+        return list(whole)
 
     def absorbed(inner: FunctionBuilder) -> list[ir.Value]:
         fits = inner("Squeeze", inner("Equal", x.total, inner("Shape", x.cache, start=1, end=2)))
@@ -93,7 +59,7 @@ def attend_in_the_cheapest_form(b: FunctionBuilder, x: Operands) -> ir.Value:
     if x.sizes.expand_from is None:
         return absorbed(b)[0]
     long = b("GreaterOrEqual", b("Shape", x.query, start=2, end=3), b.ints(x.sizes.expand_from))
-    return b.branch(b("Squeeze", long), lambda inner: [_expanded(inner, _cut(inner, x))], absorbed)[0]
+    return b.branch(b("Squeeze", long), expanded, absorbed)[0]
 
 
 def attend_capacity(b: FunctionBuilder, x: Operands) -> ir.Value:
