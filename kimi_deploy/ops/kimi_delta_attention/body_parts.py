@@ -38,11 +38,14 @@ class Parts:
     """What a flavour brings to the body.
 
     `convolution(b, x, weight, past)`: causal depthwise convolution of x [batch, sequence, channels] with weight
-    [channels, width] after past [batch, channels, width-1], all float32.
+    [channels, width] after past [batch, channels, width-1], all float32; with it the next past of rows without padding
+    where the flavour's operator gives that, else None.
     `delta_rule(b, inputs, sizes)`: outputs [batch, sequence, heads*size] and the new state.
     `helpers()`: functions of other domains that these two call.
+    `unpadded_apart`: whether a call without padding takes a branch of its own, which needs that next past.
     """
 
-    convolution: Callable[[FunctionBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
+    convolution: Callable[[FunctionBuilder, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value | None]]
     delta_rule: Callable[[FunctionBuilder, DeltaInputs, DeltaSizes], tuple[ir.Value, ir.Value]]
     helpers: Callable[[], list[ir.Function]]
+    unpadded_apart: bool = False

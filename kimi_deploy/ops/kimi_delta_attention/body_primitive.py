@@ -19,12 +19,12 @@ CHUNK = 16
 """Steps per iteration, a power of two. The tensor of pairs costs CHUNK * head_dim per step and head."""
 
 
-def _convolution(b: FunctionBuilder, x: ir.Value, weight: ir.Value, past: ir.Value) -> ir.Value:
+def _convolution(b: FunctionBuilder, x: ir.Value, weight: ir.Value, past: ir.Value) -> tuple[ir.Value, None]:
     """Windows gathered and summed: no runtime has to be good at a convolution with a group per channel."""
     history = b("Concat", b("Transpose", past, perm=[0, 2, 1]), x, axis=1)
     index = b("Add", b("Unsqueeze", b.positions(x, 1), b.ints(1)), b.positions(weight, 1))  # [sequence, width]
     windows = b("Gather", history, index, axis=1)  # [batch, sequence, width, channels]
-    return b("ReduceSum", b("Mul", windows, b("Transpose", weight, perm=[1, 0])), b.ints(2), keepdims=0)
+    return b("ReduceSum", b("Mul", windows, b("Transpose", weight, perm=[1, 0])), b.ints(2), keepdims=0), None
 
 
 def _delta_rule(b: FunctionBuilder, x: DeltaInputs, sizes: DeltaSizes) -> tuple[ir.Value, ir.Value]:

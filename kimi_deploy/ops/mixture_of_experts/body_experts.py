@@ -87,7 +87,6 @@ def _few_at_once(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     numbers = b("Add", first, b.ints(*range(BLOCKS)))
     h = [b("MatMul", b("Gather", gate_up, n, axis=0), column) for n in _runs(b, numbers, sizes.top_k, GATE_UP_AT_ONCE)]
     act = swiglu(b, b("Reshape", b("Concat", *h, axis=0), b.ints(sizes.top_k, -1, 1)), "float32")
-    act = b("Mul", act, b("Reshape", r.weights, b.ints(-1, 1, 1)))
     y = [
         b("MatMul", b("Gather", down, n, axis=0), b("Unsqueeze", a, b.ints(1)))
         for n, a in zip(
@@ -95,7 +94,8 @@ def _few_at_once(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
         )
     ]
     summed = b("Reshape", b("Concat", *y, axis=0) if len(y) > 1 else y[0], b.ints(sizes.top_k, -1))
-    return b("Reshape", b("ReduceSum", summed, b.ints(0), keepdims=0), b("Shape", r.x))
+    # one token: its weights are a row, and the weighted sum a product
+    return b("Unsqueeze", b("MatMul", r.weights, summed), b.ints(0))
 
 
 def _runs(b: FunctionBuilder, value: ir.Value, size: int, at_once: int) -> list[ir.Value]:
