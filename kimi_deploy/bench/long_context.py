@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import time
@@ -14,16 +15,20 @@ import numpy as np
 
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.errors import UsageError
+from kimi_deploy.manifest import Manifest
+from kimi_deploy.ops.latent_attention.operands import Sizes
 from kimi_deploy.runtime.base import Runner
 from kimi_deploy.runtime.state import State
+from kimi_deploy.runtime.state_file import load_snapshot
 from kimi_deploy.validate.compare import compare
 from kimi_deploy.validate.observation import observe, run_in_pieces
 
 SCHEMA_VERSION = 1
 FIRST_MARK = 1024
-LONGEST_CHUNK, SHORTEST_CHUNK = 512, 16
+CHUNK, SHORTEST_CHUNK = 512, 16
 SCORE_BYTES = 128 << 20
-"""Attention scores take heads x chunk x cached tokens x 4 bytes: a chunk is as long as this allows."""
+"""Where attention keeps its scores, they take heads x chunk x cached tokens x 4 bytes: a chunk is as long as this
+allows."""
 COMPARED = 2048
 """Tokens up to which the whole prompt is also taken in one call, to compare."""
 
@@ -45,14 +50,22 @@ class Point:
 
 
 def stream(
-    export: Path, tokens: int, steps: int, threads: int, advance: Callable[[int], None] = lambda n: None
+    export: Path,
+    tokens: int,
+    steps: int,
+    threads: int,
+    advance: Callable[[int], None] = lambda n: None,
+    chunk: int = CHUNK,
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """Consume a seeded random prompt of `tokens` tokens; every doubling from 1,024 on is a point of the result.
 
     At a point, `steps` tokens of the prompt are consumed one by one, as decoding does. `advance` is called with the
-    tokens consumed since the last call. The result also says how far a prefill in chunks is from one in a single call,
-    for up to 2,048 tokens. Raises UsageError when the prompt is shorter than 1,024 tokens or the steps are more than
-    512, and what OrtRunner raises.
+    tokens consumed since the last call. Prefill calls take up to `chunk` tokens. With `checkpoint` the state and the
+    points are saved there after every point, and a call that finds the file goes on from it. The result also says how
+    far a prefill in chunks is from one in a single call, for up to 2,048 tokens.
+    Raises UsageError when the prompt is shorter than 1,024 tokens, the steps are more than 512, or the checkpoint is
+    of a run with other numbers, StateError when it is no state of this model, and what OrtRunner raises.
     """
     from kimi_deploy.runtime.ort_runner import OrtRunner
 
@@ -62,18 +75,23 @@ def stream(
         raise UsageError("the decode steps do not fit between two points", seen=str(steps), expected="1 to 512")
     config = KimiLinearConfig.from_folder(export)
     runner = OrtRunner(export, threads=threads)
-    random = np.random.default_rng(0)
-    state = runner.new_state(batch=1, capacity=tokens + steps)
+    state, points = _begin(runner, tokens, steps, chunk, checkpoint)
+    done = int(state.lengths[0])
+    advance(done)
     marks = _marks(tokens, steps)
-    points, began, since = [], time.perf_counter(), 0
-    for start, stop in _chunks(tokens, steps, config.num_attention_heads):
-        ids = random.integers(0, runner.contract.vocab_size, (1, stop - start))
-        runner.forward(ids, state)
+    began, since = time.perf_counter(), done
+    for start, stop in _chunks(tokens, steps, config.num_attention_heads, chunk, _tiled_from(export, config)):
+        if start < done:
+            continue
+        runner.forward(_prompt(runner, start, stop), state)
         advance(stop - start)
         if stop in marks:
             prefill = (time.perf_counter() - began) / (stop - since)
-            points.append(_point(runner, state, prefill, _decode(runner, state, steps, random)))
+            points.append(_point(runner, state, prefill, _decode(runner, state, steps)))
             advance(steps)
+            if checkpoint is not None:
+                notes = _numbers(steps, chunk) | {"points": json.dumps([asdict(p) for p in points])}
+                state.save(checkpoint, notes)
             began, since = time.perf_counter(), stop + steps
     state.check_finite()
     return {
@@ -81,10 +99,48 @@ def stream(
         "tokens": tokens,
         "decode_steps": steps,
         "threads": threads,
+        "chunk": chunk,
         "points": [asdict(p) for p in points],
         "kda_constant": len({p.kda_bytes for p in points}) == 1,
         "chunked_against_whole": _chunked_against_whole(runner, min(tokens, COMPARED)),
     }
+
+
+def _begin(runner: Runner, tokens: int, steps: int, chunk: int, checkpoint: Path | None) -> tuple[State, list[Point]]:
+    """An empty state, or that of the checkpoint with the points before it."""
+    capacity = tokens + steps
+    if checkpoint is None or not checkpoint.exists():
+        return runner.new_state(batch=1, capacity=capacity), []
+    snapshot = load_snapshot(checkpoint, runner.contract, runner.fingerprint)
+    wanted = _numbers(steps, chunk)
+    seen = {key: snapshot.notes.get(key, "none") for key in wanted}
+    consumed = int(snapshot.lengths[0])
+    if seen != wanted or consumed > capacity or consumed - steps not in _marks(tokens, steps):
+        raise UsageError(
+            "the checkpoint is of a run with other numbers",
+            seen=f"{checkpoint}: {seen}, {consumed} tokens",
+            expected=f"{wanted}, a point of a prompt of {tokens} tokens",
+            fix="give the same numbers, or another --checkpoint",
+        )
+    return runner.resume(snapshot, capacity), [Point(**p) for p in json.loads(snapshot.notes["points"])]
+
+
+def _numbers(steps: int, chunk: int) -> dict[str, str]:
+    """What two calls must have in common to add up to one run."""
+    return {"decode_steps": str(steps), "chunk": str(chunk)}
+
+
+def _tiled_from(export: Path, config: KimiLinearConfig) -> int | None:
+    """Tokens of a call from which attention keeps no scores of what was cached before; None where it always does."""
+    if Manifest.read(export).details.get("body") != "ort":
+        return None
+    nope, rope, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    return Sizes(config.num_attention_heads, nope, rope, value, config.kv_lora_rank).expand_from
+
+
+def _prompt(runner: Runner, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop` of the prompt [1, tokens]: the same whether a run goes on or not."""
+    return np.random.default_rng([0, start]).integers(0, runner.contract.vocab_size, (1, stop - start))
 
 
 def _marks(tokens: int, steps: int) -> list[int]:
@@ -93,22 +149,27 @@ def _marks(tokens: int, steps: int) -> list[int]:
     return [*(m for m in doubled if m + steps < tokens), tokens]
 
 
-def _chunks(tokens: int, steps: int, heads: int) -> Iterator[tuple[int, int]]:
-    """Starts and ends of the prefill calls; a mark ends one, and the next begins after the mark's decode steps."""
+def _chunks(tokens: int, steps: int, heads: int, longest: int, tiled_from: int | None) -> Iterator[tuple[int, int]]:
+    """Starts and ends of the prefill calls; a mark ends one, and the next begins after the mark's decode steps.
+
+    Calls of `tiled_from` tokens or more keep no scores; shorter ones get no more tokens than SCORE_BYTES allow.
+    """
     start, marks = 0, _marks(tokens, steps)
     while start < tokens:
-        fits = SCORE_BYTES // (4 * heads * max(start, LONGEST_CHUNK))
-        chunk = max(SHORTEST_CHUNK, min(LONGEST_CHUNK, 1 << max(0, fits.bit_length() - 1)))
         mark = next(m for m in marks if m > start)
-        stop = min(start + chunk, mark)
+        stop = min(start + longest, mark)
+        if tiled_from is None or not tiled_from <= stop - start <= start:
+            fits = SCORE_BYTES // (4 * heads * max(start, CHUNK))
+            stop = min(stop, start + max(SHORTEST_CHUNK, 1 << max(0, fits.bit_length() - 1)))
         yield start, stop
         start = stop + steps if stop == mark else stop
 
 
-def _decode(runner: Runner, state: State, steps: int, random: np.random.Generator) -> float:
+def _decode(runner: Runner, state: State, steps: int) -> float:
     times = []
     for _ in range(steps):
-        ids = random.integers(0, runner.contract.vocab_size, (1, 1))
+        past = int(state.lengths[0])
+        ids = _prompt(runner, past, past + 1)
         began = time.perf_counter()
         runner.forward(ids, state)
         times.append(time.perf_counter() - began)
@@ -128,7 +189,7 @@ def _point(runner: Runner, state: State, prefill: float, decode: float) -> Point
 def _chunked_against_whole(runner: Runner, tokens: int) -> dict[str, Any]:
     """Largest error over the peak, of logits and of any state, between `tokens` tokens in chunks and in one call."""
     ids = np.random.default_rng(1).integers(0, runner.contract.vocab_size, tokens)
-    chunked = run_in_pieces(runner, ids, range(LONGEST_CHUNK, tokens, LONGEST_CHUNK))
+    chunked = run_in_pieces(runner, ids, range(CHUNK, tokens, CHUNK))
     state = runner.new_state(batch=1, capacity=tokens)
     whole = observe(runner.forward(ids[None], state, logits_indices="all")[0], state)
     errors = {name: compare(chunked.states[name], value).peak for name, value in whole.states.items()}

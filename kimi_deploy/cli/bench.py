@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,19 @@ def bench_command() -> None:
     metavar="N",
     help="Instead: stream a prompt of N tokens through the export; time and memory at every doubling.",
 )
+@click.option(
+    "--chunk",
+    default=512,
+    show_default=True,
+    type=click.IntRange(16),
+    help="Of --long-context: the most tokens of a prefill call.",
+)
+@click.option(
+    "--checkpoint",
+    type=NamedPath(path_type=Path),
+    metavar="FILE",
+    help="Of --long-context: save the state here at every point, and go on from it where it exists.",
+)
 @click.option("--plot", type=NamedPath(path_type=Path), metavar="FILE", help="Of --long-context: draw it as a PNG.")
 @click.option("--curve", is_flag=True, help="Instead: ONNX Runtime's decode step from 128 to 8,192 cached tokens.")
 @json_option
@@ -106,6 +120,8 @@ def model_command(
     profile: Path | None,
     output: Path | None,
     long_context: int | None,
+    chunk: int,
+    checkpoint: Path | None,
     plot: Path | None,
     curve: bool,
     as_json: bool,
@@ -118,10 +134,12 @@ def model_command(
     --gguf-type.
     """
     if long_context is not None:
-        _long_context(export, long_context, decode_steps, threads, plot, output, as_json)
+        measured = partial(_stream, export, long_context, decode_steps, threads, chunk, checkpoint)
+        _long_context(measured, plot, output, as_json)
         return
-    if plot is not None:
-        raise UsageError("--plot draws what --long-context measures", fix="add --long-context N")
+    for option, value in (("--plot", plot), ("--checkpoint", checkpoint)):
+        if value is not None:
+            raise UsageError(f"{option} is of --long-context", fix="add --long-context N")
     if curve:
         _curve(export, decode_steps, threads, as_json)
         return
@@ -183,13 +201,17 @@ def _curve(export: Path, steps: int, threads: int, as_json: bool) -> None:
     print_table(("cached tokens", "capacity", "median (ms)", "fastest (ms)"), rows)
 
 
-def _long_context(
-    export: Path, tokens: int, steps: int, threads: int, plot: Path | None, output: Path | None, as_json: bool
-) -> None:
-    from kimi_deploy.bench import long_context
+def _stream(export: Path, tokens: int, steps: int, threads: int, chunk: int, checkpoint: Path | None) -> dict[str, Any]:
+    from kimi_deploy.bench.long_context import stream
 
     with progress("streaming", tokens, unit="tokens") as advance:
-        report = long_context.stream(export, tokens, steps, threads, advance)
+        return stream(export, tokens, steps, threads, advance, chunk, checkpoint)
+
+
+def _long_context(measure: Callable[[], dict[str, Any]], plot: Path | None, output: Path | None, as_json: bool) -> None:
+    from kimi_deploy.bench import long_context
+
+    report = measure()
     if plot is not None:
         long_context.plot(report, plot)
     if output is not None:

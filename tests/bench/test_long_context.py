@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kimi_deploy.bench.long_context import LONGEST_CHUNK, SCORE_BYTES, SHORTEST_CHUNK, _chunks, _marks, stream
+from kimi_deploy.bench.long_context import CHUNK, SCORE_BYTES, SHORTEST_CHUNK, _chunks, _marks, stream
 from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import UsageError
+from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.validate.tolerances import tolerance
 from tests.configs import config
 from tests.graph.conftest import export
@@ -25,14 +27,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("tokens", [1024, 1025, 5000, 1 << 20])
-def test_chunks_and_decode_steps_cover_every_token_once(tokens: int) -> None:
+@pytest.mark.parametrize("tiled_from", [None, 128])
+def test_chunks_and_decode_steps_cover_every_token_once(tokens: int, tiled_from: int | None) -> None:
     expected, marks = 0, _marks(tokens, STEPS)
-    for start, stop in _chunks(tokens, STEPS, heads=4):
+    for start, stop in _chunks(tokens, STEPS, 4, CHUNK, tiled_from):
         assert start == expected
         assert start < stop <= tokens
-        assert stop - start <= LONGEST_CHUNK
-        # what bounds the memory: the scores of a chunk
-        assert 4 * 4 * (stop - start) * stop <= 2 * SCORE_BYTES or stop - start <= SHORTEST_CHUNK
+        assert stop - start <= CHUNK
+        # what bounds the memory: the scores of a chunk, or that it keeps none
+        tiled = tiled_from is not None and tiled_from <= stop - start <= start
+        assert tiled or 4 * 4 * (stop - start) * stop <= 2 * SCORE_BYTES or stop - start <= SHORTEST_CHUNK
         expected = stop + STEPS if stop in marks else stop
     assert expected == tokens + STEPS
     assert marks[-1] == tokens
@@ -66,10 +70,27 @@ def test_the_command_prints_a_table_and_writes_report_and_plot(folders: tuple[Pa
     assert json.loads((tmp_path / "r.json").read_text())["points"][0]["context"] == 1028
 
 
+def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_ended(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    stream(folders[1], 2048, STEPS, 1, checkpoint=whole)
+    stream(folders[1], 1024, STEPS, 1, checkpoint=parts)
+    consumed: list[int] = []
+    report = stream(folders[1], 2048, STEPS, 1, consumed.append, checkpoint=parts)
+    assert [p["context"] for p in report["points"]] == [1024 + STEPS, 2048 + STEPS]
+    assert consumed[0] == 1024 + STEPS
+    assert sum(consumed) == 2048 + STEPS
+    runner = OrtRunner(folders[1], threads=1)
+    once, twice = (runner.load_state(path).tensors() for path in (whole, parts))
+    for name, value in once.items():
+        assert np.array_equal(twice[name], value), name
+    with pytest.raises(UsageError, match="other numbers"):
+        stream(folders[1], 2048, STEPS + 1, 1, checkpoint=parts)
+
+
 def test_what_cannot_be_measured_is_refused(folders: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match="too short"):
         stream(folders[1], 100, STEPS, 1)
     with pytest.raises(UsageError, match="do not fit"):
         stream(folders[1], 2048, 600, 1)
     done = CliRunner().invoke(cli, ["bench", *map(str, folders), "--plot", "p.png"])
-    assert "--plot draws what --long-context measures" in str(done.exception)
+    assert "--plot is of --long-context" in str(done.exception)
