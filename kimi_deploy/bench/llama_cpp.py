@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kimi_deploy.errors import BackendError, UsageError
 
@@ -27,9 +31,16 @@ runpy.run_path(f"{folder}/convert_hf_to_gguf.py", run_name="__main__")
 def convert(model: Path, source: Path, output: Path, kind: str = "f32") -> None:
     """Write the checkpoint `model` as GGUF to `output` with the converter of `source`, llama.cpp's source folder.
 
-    `kind` is what the converter calls --outtype: f32, f16, bf16 or q8_0. The code in `source` is executed. Raises
-    UsageError when there is no converter, BackendError with its last line when it fails.
+    `kind` is what the converter calls --outtype: f32, f16, bf16 or q8_0; or q4_0, which llama.cpp's own quantisation
+    makes of f32. The code in `source` is executed. Raises UsageError when there is no converter, BackendError with its
+    last line when it fails.
     """
+    if kind == "q4_0":
+        plain = output.with_name(f"{output.name}.f32")
+        convert(model, source, plain)
+        _quantize(plain, output)
+        plain.unlink()
+        return
     if not (source / CONVERTER).is_file():
         raise UsageError(
             "this is not llama.cpp's source folder",
@@ -46,22 +57,46 @@ def convert(model: Path, source: Path, output: Path, kind: str = "f32") -> None:
         )
 
 
+def _quantize(plain: Path, output: Path) -> None:
+    """llama.cpp's Q4_0 of a float32 file, which decides by itself which tensors stay wider."""
+    llama_cpp = _package()
+    with _stdout_to_stderr():
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+        failed = llama_cpp.llama_model_quantize(str(plain).encode(), str(output).encode(), ctypes.byref(parameters))
+    if failed:
+        raise BackendError("llama.cpp did not quantise the model to q4_0", seen=f"status {failed}")
+
+
+def _package() -> Any:
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise BackendError(
+            "llama-cpp-python is not installed", seen=str(error), fix="pip install llama-cpp-python"
+        ) from error
+    return llama_cpp
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """llama.cpp writes to the descriptors themselves, past sys.stdout, where results go."""
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
 def open_model(path: Path, threads: int, context: int):  # type: ignore[no-untyped-def]
     """llama-cpp-python's Llama with `context` tokens of memory, the whole prompt in one batch.
 
     Raises BackendError when the package is not installed.
     """
-    try:
-        from llama_cpp import Llama
-    except ImportError as error:
-        raise BackendError(
-            "llama-cpp-python is not installed", seen=str(error), fix="pip install llama-cpp-python"
-        ) from error
-    # it writes to the descriptors themselves, past sys.stdout, where a worker's result goes
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        return Llama(
+    with _stdout_to_stderr():
+        return _package().Llama(
             str(path),
             n_ctx=context,
             n_batch=context,
@@ -70,6 +105,3 @@ def open_model(path: Path, threads: int, context: int):  # type: ignore[no-untyp
             n_threads_batch=threads,
             verbose=False,
         )
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)

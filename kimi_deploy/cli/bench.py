@@ -54,7 +54,7 @@ def bench_command() -> None:
 )
 @click.option(
     "--gguf-type",
-    type=click.Choice(("f32", "f16", "bf16", "q8_0")),
+    type=click.Choice(("f32", "f16", "bf16", "q8_0", "q4_0")),
     default="f32",
     show_default=True,
     help="Type of the weights in that file.",
