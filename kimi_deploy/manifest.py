@@ -15,7 +15,8 @@ from kimi_deploy.errors import ManifestError, UsageError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
-ArtefactKind = Literal["onnx", "engine"]
+ArtefactKind = Literal["onnx", "engine", "plan"]
+"""An export, an engine of one, and a TensorRT plan of another exporter's graph, which has no states of ours."""
 WEIGHT_SUFFIXES = (".bin", ".safetensors")
 """Of the files that an export's graph has its weights in."""
 _BLOCK = 1 << 22
@@ -33,6 +34,7 @@ class Required:
 REQUIRED: dict[str, Required] = {
     "onnx": Required(frozenset({"checkpoint"}), frozenset({"dtype", "body"}), frozenset({"model.onnx"})),
     "engine": Required(frozenset({"checkpoint"}), frozenset(), frozenset({"engine.plan"})),
+    "plan": Required(frozenset({"model", "sha256"}), frozenset({"backend", "profiles"}), frozenset({"engine.plan"})),
 }
 
 
@@ -178,7 +180,7 @@ class Manifest:
     def check_kind(self, kind: ArtefactKind) -> None:
         """Raise ManifestError unless the artefact is of `kind`."""
         if self.kind != kind:
-            other = {"onnx": "kimi-deploy export", "engine": "kimi-deploy build-engine"}[kind]
+            other = {"onnx": "kimi-deploy export", "engine": "kimi-deploy build-engine EXPORT"}.get(kind)
             raise ManifestError(
                 "the folder holds another kind of artefact",
                 seen=self.kind,

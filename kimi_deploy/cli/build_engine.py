@@ -20,6 +20,7 @@ from kimi_deploy.cli.common import (
 
 if TYPE_CHECKING:
     from kimi_deploy.engine.backend import TensorRT
+    from kimi_deploy.engine.command_lines import Plans
     from kimi_deploy.engine.recipe import EngineRecipe
 
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
@@ -32,7 +33,7 @@ RANGES = "AXIS=MIN:OPT:MAX,..."
 
 @click.command("build-engine")
 @folder_argument("export")
-@output_option("engine.plan, manifest.json and tokenizer files")
+@output_option("engine.plan, manifest.json and, from an export, tokenizer files")
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="TOML such as engines/default.toml; options override it."
 )
@@ -59,6 +60,13 @@ RANGES = "AXIS=MIN:OPT:MAX,..."
 )
 @click.option("--prefill", metavar=RANGES, help="Sizes of the prefill profile's axes, e.g. sequence=1:256:512,batch=1.")
 @click.option("--decode", metavar=RANGES, help="Sizes of the decode profile's axes, e.g. capacity=1:4096:8192.")
+@click.option(
+    "--profile",
+    "file_profiles",
+    multiple=True,
+    metavar=RANGES,
+    help="Of a file's own axes, e.g. batch=1,sequence=1:256:512; once per profile.",
+)
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Of TensorRT's builder.  [3]")
 @click.option("--workspace-mib", type=click.IntRange(0), help="Most scratch memory of a layer; 0 is no limit.  [0]")
 @click.option("--timing-cache", metavar="FILE", help="Read if it is there, else written (full TensorRT).")
@@ -83,6 +91,7 @@ def build_engine_command(
     recipe: Path | None,
     prefill: str | None,
     decode: str | None,
+    file_profiles: tuple[str, ...],
     save_onnx: Path | None,
     print_trtexec: bool,
     print_polygraphy: bool,
@@ -94,26 +103,42 @@ def build_engine_command(
 
     Any body flavour will do: ops without a plugin get bodies of standard operators. The axes of a profile are batch,
     sequence, capacity (tokens the state can hold) and num_logits. TensorRT-RTX needs no GPU to build.
+
+    EXPORT may also be an ONNX file of another exporter with LinearAttention or CausalConvWithState nodes (ai.onnx's or
+    com.microsoft's): its axes then are its own, given with --profile.
     """
     settings = _settings(recipe, prefill, decode, options)
+    _check_sources(export, file_profiles, prefill, decode)
     if print_trtexec or print_polygraphy:
-        _print_commands(export, output, settings, save_onnx, print_trtexec, print_polygraphy, force)
+        _print_commands(export, output, settings, file_profiles, save_onnx, print_trtexec, print_polygraphy, force)
         return
-    from kimi_deploy.engine.engine_from_onnx import build_engine, graph_for
-
     if save_onnx is not None:
         from kimi_deploy.engine.save_graph import save_graph
 
-        save_graph(graph_for(export, settings), export, save_onnx, overwrite=force)
-    manifest = build_engine(export, output, settings, overwrite=force, progress=progress, warn=say)
+        save_graph(_graph(export, settings, file_profiles)[0], _folder(export), save_onnx, overwrite=force)
+    if export.is_file():
+        from kimi_deploy.engine.engine_from_file import build_engine_from_file
+
+        manifest = build_engine_from_file(
+            export, output, settings, file_profiles, overwrite=force, progress=progress, warn=say
+        )
+    else:
+        from kimi_deploy.engine.engine_from_onnx import build_engine
+
+        manifest = build_engine(export, output, settings, overwrite=force, progress=progress, warn=say)
     if as_json:
         print_json({"output": str(output), "manifest": manifest.to_dict()})
         return
     details = manifest.details
     plugins = ", ".join(f"{count} {name} plugin layers" for name, count in details["plugins"].items()) or "no plugin"
+    what = (
+        f"{len(details['profiles'])} profiles"
+        if manifest.kind == "plan"
+        else f"{details['dtype']}, {' and '.join(details['profiles'])}"
+    )
     say(
-        f"built {manifest.source['name']} for {details['backend']} {details['backend_version']}, compute capability "
-        f"{', '.join(details['compute_capabilities'])}: {details['dtype']}, {' and '.join(details['profiles'])}, "
+        f"built {manifest.source.get('name') or manifest.source['model']} for {details['backend']} "
+        f"{details['backend_version']}, compute capability {', '.join(details['compute_capabilities'])}: {what}, "
         f"{plugins}"
     )
     for name, entry in manifest.files.items():
@@ -124,6 +149,7 @@ def _print_commands(
     export: Path,
     output: Path,
     settings: EngineRecipe,
+    file_profiles: tuple[str, ...],
     save_onnx: Path | None,
     trtexec: bool,
     polygraphy: bool,
@@ -133,7 +159,6 @@ def _print_commands(
     import shlex
 
     from kimi_deploy.engine import command_lines
-    from kimi_deploy.engine.engine_from_onnx import graph_for, read_export
     from kimi_deploy.engine.plugin_library import PluginLibrary
     from kimi_deploy.engine.recipe import DEFAULT_RTX_CAPABILITIES
     from kimi_deploy.engine.save_graph import save_graph
@@ -144,21 +169,56 @@ def _print_commands(
             "--print-trtexec and --print-polygraphy need a graph whose bodies TensorRT parses",
             fix="add --save-onnx DIR: the commands then name the graph that is written there",
         )
-    read_export(export)
+    proto, plans = _graph(export, settings, file_profiles)
     # these tools have the C++ plugins only
     library = None if settings.plugin == "none" else PluginLibrary.open().path
-    graph = graph_for(export, settings)
-    path = save_graph(graph, export, save_onnx, overwrite=force)
+    path = save_graph(proto, _folder(export), save_onnx, overwrite=force)
     click.echo(shlex.join(["mkdir", "-p", str(output)]))
     commands = []
     if trtexec:
-        commands += command_lines.trtexec(settings, graph.contract, path, output, library)
+        commands += command_lines.trtexec(settings, plans, path, output, library)
     if polygraphy:
         backend: TensorRT = "tensorrt" if settings.backend == "tensorrt" else "tensorrt-rtx"
         capabilities = settings.compute_capabilities or DEFAULT_RTX_CAPABILITIES if backend == "tensorrt-rtx" else ()
-        commands += command_lines.polygraphy(settings, graph.contract, path, output, library, backend, capabilities)
+        commands += command_lines.polygraphy(settings, plans, path, output, library, backend, capabilities)
     for words in commands:
         click.echo(shlex.join(words))
+
+
+def _check_sources(export: Path, file_profiles: tuple[str, ...], prefill: str | None, decode: str | None) -> None:
+    """Refuse the profile options of an export for a file, and the other way round."""
+    from kimi_deploy.errors import UsageError
+
+    if export.is_file() and (prefill or decode):
+        raise UsageError(
+            "--prefill and --decode are profiles of an export", seen=f"{export}, a file", fix="give --profile instead"
+        )
+    if file_profiles and not export.is_file():
+        raise UsageError(
+            "--profile is for an ONNX file of another exporter",
+            seen=f"{export}{', a folder' if export.is_dir() else ': no such file'}",
+            fix="give --prefill and --decode for an export",
+        )
+
+
+def _folder(export: Path) -> Path:
+    """Where the graph's weight files lie."""
+    return export.parent if export.is_file() else export
+
+
+def _graph(export: Path, settings: EngineRecipe, file_profiles: tuple[str, ...]) -> tuple[bytes, Plans]:
+    """The graph as TensorRT is to parse it, and the profiles of each plan."""
+    if export.is_file():
+        from kimi_deploy.engine.engine_from_file import PLAN_NAME, check_recipe, parse_profiles, read_standard_graph
+
+        check_recipe(settings)
+        found = read_standard_graph(export)
+        return found.proto, {PLAN_NAME: parse_profiles(found, file_profiles)}
+    from kimi_deploy.engine.engine_from_onnx import graph_for, read_export
+
+    read_export(export)
+    graph = graph_for(export, settings)
+    return graph.proto, settings.shapes_of_plans(graph.contract)
 
 
 def _settings(recipe: Path | None, prefill: str | None, decode: str | None, options: dict[str, Any]) -> EngineRecipe:

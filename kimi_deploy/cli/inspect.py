@@ -28,7 +28,9 @@ def inspect_command(ctx: click.Context, path: Path, quick: bool, as_json: bool) 
     if as_json:
         print_json(found)
     else:
-        {"checkpoint": _print_checkpoint, "onnx": _print_export, "engine": _print_engine}[found["kind"]](found)
+        {"checkpoint": _print_checkpoint, "onnx": _print_export, "engine": _print_engine, "plan": _print_plan}[
+            found["kind"]
+        ](found)
         for problem in found["problems"]:
             click.echo(f"problem: {problem}")
         if not found["problems"]:
@@ -154,3 +156,25 @@ def _print_engine(found: dict[str, Any]) -> None:
     ]
     _table(("profile", *axes), rows)
     _print_contract(details["contract"])
+
+
+def _print_plan(found: dict[str, Any]) -> None:
+    manifest = found["manifest"]
+    details = manifest["details"]
+    _facts(
+        {
+            "plan": found["path"],
+            "made from": f"{manifest['source']['model']} ({manifest['source']['sha256'][:16]})",
+            "by": f"kimi-deploy {manifest['kimi_deploy_version']}",
+            "for": f"{details['backend']} {details['backend_version']}, compute capability "
+            f"{', '.join(details['compute_capabilities'])}",
+            "plugin layers": ", ".join(f"{count} {op}" for op, count in details["plugins"].items()),
+        }
+    )
+    _print_files(manifest)
+    rows = [
+        (index, name, *("x".join(map(str, shape)) for shape in shapes))
+        for index, profile in details["profiles"].items()
+        for name, shapes in profile.items()
+    ]
+    _table(("profile", "input", "smallest", "likeliest", "largest"), rows)

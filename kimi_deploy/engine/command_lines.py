@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from kimi_deploy.contract import GraphContract
 from kimi_deploy.engine.backend import TensorRT
-from kimi_deploy.engine.recipe import EngineRecipe, Profile
+from kimi_deploy.engine.recipe import EngineRecipe, Shapes
 
-Shapes = dict[str, tuple[int, ...]]
+Plans = Mapping[str, Mapping[str, Shapes]]
+"""File name of each plan -> its profiles by name."""
 
 
-def trtexec(
-    recipe: EngineRecipe, contract: GraphContract, graph: Path, output: Path, library: Path | None
-) -> list[list[str]]:
+def trtexec(recipe: EngineRecipe, plans: Plans, graph: Path, output: Path, library: Path | None) -> list[list[str]]:
     """One trtexec command per plan, of the full TensorRT; `library` holds the plugins that the graph asks for."""
     commands = []
-    for plan, profiles in recipe.profiles_of_plans.items():
+    for plan, profiles in plans.items():
         words = ["trtexec", f"--onnx={graph}", f"--saveEngine={output / plan}", "--skipInference"]
         words += ["--stronglyTyped", f"--builderOptimizationLevel={recipe.optimization_level}"]
         words += [] if recipe.tf32 else ["--noTF32"]
@@ -35,7 +33,7 @@ def trtexec(
         for index, profile in enumerate(profiles.values()):
             # trtexec takes the three that stand right behind their --profile
             words.append(f"--profile={index}")
-            for option, shapes in _by_bound(profile, contract, ("--minShapes", "--optShapes", "--maxShapes")).items():
+            for option, shapes in _by_bound(profile, ("--minShapes", "--optShapes", "--maxShapes")).items():
                 listed = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
                 words.append(f"{option}={listed}")
         commands.append(words)
@@ -44,7 +42,7 @@ def trtexec(
 
 def polygraphy(
     recipe: EngineRecipe,
-    contract: GraphContract,
+    plans: Plans,
     graph: Path,
     output: Path,
     library: Path | None,
@@ -57,7 +55,7 @@ def polygraphy(
     """
     tool = ["python", "-m", "kimi_deploy.engine.polygraphy_tools"] if library else ["polygraphy"]
     commands = []
-    for plan, profiles in recipe.profiles_of_plans.items():
+    for plan, profiles in plans.items():
         words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if backend == "tensorrt-rtx" else []
         words += [*tool, "convert", str(graph), "--convert-to", "trt", "-o", str(output / plan)]
         words += ["--strongly-typed", "--builder-optimization-level", str(recipe.optimization_level)]
@@ -76,14 +74,13 @@ def polygraphy(
         words += ["--plugins", str(library)] if library else []
         for profile in profiles.values():
             bounds = ("--trt-min-shapes", "--trt-opt-shapes", "--trt-max-shapes")
-            for option, shapes in _by_bound(profile, contract, bounds).items():
+            for option, shapes in _by_bound(profile, bounds).items():
                 words.append(option)
                 words += [f"{name}:[{','.join(map(str, shape))}]" for name, shape in shapes.items()]
         commands.append(words)
     return commands
 
 
-def _by_bound(profile: Profile, contract: GraphContract, options: tuple[str, str, str]) -> Mapping[str, Shapes]:
-    """The smallest, likely and largest shape of every input that has any, by option."""
-    shapes = profile.shapes(contract)
-    return {option: {name: s[i] for name, s in shapes.items()} for i, option in enumerate(options)}
+def _by_bound(profile: Shapes, options: tuple[str, str, str]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The smallest, likely and largest shape of every input, by option."""
+    return {option: {name: s[i] for name, s in profile.items()} for i, option in enumerate(options)}

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kimi_deploy.contract import GraphContract
 from kimi_deploy.engine.backend import Backend
-from kimi_deploy.engine.recipe import EngineRecipe, Profile
+from kimi_deploy.engine.recipe import EngineRecipe, Shapes
 from kimi_deploy.errors import EngineError
 from kimi_deploy.manifest import sha256
 
@@ -19,9 +18,8 @@ _HARDWARE = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CA
 def builder_config(
     backend: Backend,
     builder: Any,
-    contract: GraphContract,
     recipe: EngineRecipe,
-    profiles: Mapping[str, Profile],
+    profiles: Mapping[str, Shapes],
     capabilities: tuple[str, ...],
 ) -> Any:
     """The config of one plan. Raises EngineError for what TensorRT refuses to be told."""
@@ -55,11 +53,11 @@ def builder_config(
             name = "SM" + capability.replace(".", "")
             if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
                 raise EngineError(f"TensorRT-RTX refuses compute capability {capability}")
-    for name, profile in profiles.items():
-        shapes = builder.create_optimization_profile()
-        for tensor, (smallest, likely, largest) in profile.shapes(contract).items():
-            shapes.set_shape(tensor, smallest, likely, largest)
-        if config.add_optimization_profile(shapes) < 0:
+    for name, shapes in profiles.items():
+        profile = builder.create_optimization_profile()
+        for tensor, (smallest, likely, largest) in shapes.items():
+            profile.set_shape(tensor, smallest, likely, largest)
+        if config.add_optimization_profile(profile) < 0:
             raise EngineError(
                 f"TensorRT refuses the profile {name}",
                 seen="; ".join(backend.logger.errors[-4:]),

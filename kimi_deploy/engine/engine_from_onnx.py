@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kimi_deploy.contract import GraphContract
 from kimi_deploy.cuda_driver import gpu_devices
-from kimi_deploy.engine.backend import Backend, choose, load
-from kimi_deploy.engine.config import TimingCache, builder_config
-from kimi_deploy.engine.network import Graph, check_network, parse, read_graph
-from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, PluginKind, register_plugins
-from kimi_deploy.engine.progress import Progress, deferred_interrupt, make_monitor
-from kimi_deploy.engine.recipe import EngineRecipe, Profile, capabilities_for
+from kimi_deploy.engine.backend import choose, load
+from kimi_deploy.engine.config import TimingCache
+from kimi_deploy.engine.network import Graph, check_network, read_graph
+from kimi_deploy.engine.plan import build_plan
+from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, register_plugins
+from kimi_deploy.engine.progress import Progress
+from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, unusable_here
-from kimi_deploy.errors import EngineError, UsageError
+from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.output_folder import output_folder
@@ -52,7 +53,7 @@ def build_engine(
     check_options(backend, recipe)
     timing_cache = TimingCache(recipe)
     if recipe.plugin != "none":
-        register_plugins(backend, _plugin_kind(recipe))
+        register_plugins(backend, recipe.plugin_kind)
     with progress("checking the export", None, "bytes"):
         source.verify(folder)
     graph = graph_for(folder, recipe)
@@ -62,7 +63,7 @@ def build_engine(
     unusable = unusable_here(backend, capabilities)
     if unusable:
         warn(f"building for compute capability {', '.join(capabilities)}; {unusable}")
-    plans = recipe.profiles_of_plans
+    plans = recipe.shapes_of_plans(graph.contract)
     with output_folder(output, overwrite=overwrite, known=Manifest.files_of("engine")) as target:
         weights = sum(entry["bytes"] for name, entry in source.files.items() if name != MODEL_NAME)
         bodies = sum(n for op, n in graph.custom_nodes.items() if op not in plugin_ops(recipe))
@@ -70,12 +71,18 @@ def build_engine(
         layers: dict[str, int] = {}
         cached: dict[str, Any] = {}
         for plan, profiles in plans.items():
-            data, layers, config = _build(
-                backend, graph, folder, recipe, profiles, capabilities, timing_cache, progress
+            data, layers, cached = build_plan(
+                backend,
+                (graph.proto, folder / MODEL_NAME),
+                lambda network: check_network(backend, network, graph, plugin_ops(recipe)),
+                recipe,
+                profiles,
+                capabilities,
+                timing_cache,
+                progress,
             )
             with (target / plan).open("wb") as file:
                 file.write(data)
-            cached = timing_cache.save(config)
         for name in ("config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
@@ -132,47 +139,7 @@ def graph_for(folder: Path, recipe: EngineRecipe) -> Graph:
 def profile_table(recipe: EngineRecipe, contract: GraphContract) -> dict[str, Any]:
     """Profile name -> the file of its plan, its index in there and the shapes of every input."""
     table = {}
-    for plan, profiles in recipe.profiles_of_plans.items():
-        for index, (name, profile) in enumerate(profiles.items()):
-            shapes = {k: [list(s) for s in v] for k, v in profile.shapes(contract).items()}
-            table[name] = {"plan": plan, "index": index, "shapes": shapes}
+    for plan, profiles in recipe.shapes_of_plans(contract).items():
+        for index, (name, shapes) in enumerate(profiles.items()):
+            table[name] = {"plan": plan, "index": index, "shapes": {k: [list(s) for s in v] for k, v in shapes.items()}}
     return table
-
-
-def _plugin_kind(recipe: EngineRecipe) -> PluginKind:
-    return "native" if recipe.plugin == "native" else "python"
-
-
-def _build(
-    backend: Backend,
-    graph: Graph,
-    folder: Path,
-    recipe: EngineRecipe,
-    profiles: Mapping[str, Profile],
-    capabilities: tuple[str, ...],
-    timing_cache: TimingCache,
-    progress: Progress,
-) -> tuple[Any, dict[str, int], Any]:
-    """The serialised engine, its plugin layers by name, and the config with the timing cache."""
-    trt = backend.module
-    backend.logger.errors.clear()
-    builder = trt.Builder(backend.logger)
-    if not builder:
-        raise EngineError(f"{backend.name} cannot start a build", seen="; ".join(backend.logger.errors[-4:]))
-    with progress("parsing the graph", None, "steps"):
-        network, parser = parse(backend, builder, graph, folder / MODEL_NAME)
-    layers = check_network(backend, network, graph, plugin_ops(recipe))
-    config = builder_config(backend, builder, graph.contract, recipe, profiles, capabilities)
-    timing_cache.load(backend, config)
-    with deferred_interrupt() as interrupt:
-        monitor = make_monitor(trt, progress, interrupt)
-        config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
-    del parser
-    if plan is None:
-        raise EngineError(
-            f"{backend.name} {backend.version} could not build the engine",
-            seen="; ".join(backend.logger.errors[-6:])[:3000] or "no message",
-            fix="try --plugin none, smaller profiles, or another compute capability, and report this configuration",
-        )
-    return plan, layers, config

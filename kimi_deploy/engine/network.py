@@ -55,11 +55,11 @@ def read_graph(path: Path, plugin_ops: frozenset[str], *, in_place_state: bool =
     return Graph(ir.to_proto(model).SerializeToString(), contract, dict(Counter(n.op_type for n in nodes)))
 
 
-def parse(backend: Backend, builder: Any, graph: Graph, path: Path) -> tuple[Any, Any]:
-    """The strongly typed network of `graph`, and the parser that owns its weights: keep it until the build is done.
+def parse(backend: Backend, builder: Any, proto: bytes, path: Path) -> tuple[Any, Any]:
+    """The strongly typed network of a model, and the parser that owns its weights: keep it until the build is done.
 
-    `path` is the file whose folder holds the external weights. Raises EngineError listing what the parser refused,
-    and the ContractError of a plugin that refused its node.
+    `proto` is the serialised model, `path` the file whose folder holds its external weights. Raises EngineError listing
+    what the parser refused, and the ContractError of a plugin that refused its node.
     """
     trt = backend.module
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -67,11 +67,9 @@ def parse(backend: Backend, builder: Any, graph: Graph, path: Path) -> tuple[Any
     creators = registered_plugins(backend)
     for creator in creators.values():
         creator.refusals.clear()
-    if parser.parse(graph.proto, path=str(path)):
+    if parser.parse(proto, path=str(path)):
         return network, parser
-    for creator in creators.values():
-        if creator.refusals:
-            raise creator.refusals[0]
+    raise_refusals(backend)
     # a plugin of the C++ library says why in the log only
     said = [message for message in backend.logger.errors if message.startswith("plugin ")]
     if said:
@@ -84,6 +82,13 @@ def parse(backend: Backend, builder: Any, graph: Graph, path: Path) -> tuple[Any
         expected="operators and types that its ONNX parser knows",
         fix="report this configuration",
     )
+
+
+def raise_refusals(backend: Backend) -> None:
+    """Raise the first error that a Python plugin kept since the last parse began, if any."""
+    for creator in registered_plugins(backend).values():
+        if creator.refusals:
+            raise creator.refusals[0]
 
 
 def _describe(error: Any) -> str:

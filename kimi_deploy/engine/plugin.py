@@ -97,7 +97,7 @@ def creator_class(backend: Backend, plugin: PluginSpec) -> type[Any]:
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             try:
-                return make(read_fields(trt, plugin, fields), self._executor)
+                return make(read_fields(trt, plugin, fields), self._executor, self.refusals.append)
             except KimiDeployError as error:
                 self.refusals.append(error)
                 backend.logger.log(trt.ILogger.Severity.ERROR, f"{name or plugin.label}: {error}")
@@ -122,7 +122,12 @@ def plugin_class(backend: Backend, plugin: PluginSpec) -> type[Any]:
     bases: Any = (trt.IPluginV3, trt.IPluginV3OneCore, build_interface, trt.IPluginV3OneRuntime)
 
     class Plugin(*bases):  # type: ignore[misc]
-        def __init__(self, fields: Mapping[str, AttributeValue], executor: Callable[[], Executor]) -> None:
+        def __init__(
+            self,
+            fields: Mapping[str, AttributeValue],
+            executor: Callable[[], Executor],
+            refuse: Callable[[KimiDeployError], None] | None = None,
+        ) -> None:
             for base in bases:
                 base.__init__(self)
             self.plugin_name = spec.name
@@ -131,7 +136,7 @@ def plugin_class(backend: Backend, plugin: PluginSpec) -> type[Any]:
             self.num_outputs = len(spec.outputs)
             # the whole of its state: what is serialised
             self.fields = dict(fields)
-            self._executor = executor
+            self._executor, self._refuse = executor, refuse
 
         @property
         def attributes(self) -> dict[str, AttributeValue]:
@@ -141,7 +146,7 @@ def plugin_class(backend: Backend, plugin: PluginSpec) -> type[Any]:
             return self
 
         def clone(self) -> Any:
-            return Plugin(self.fields, self._executor)
+            return Plugin(self.fields, self._executor, self._refuse)
 
         def get_fields_to_serialize(self) -> Any:
             # TensorRT reads the values after this call returns
@@ -181,15 +186,24 @@ def plugin_class(backend: Backend, plugin: PluginSpec) -> type[Any]:
             return bool(kind == first and kind in [getattr(trt.DataType, t) for t in _T_DTYPES])
 
         def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            for bound in ("min", "opt", "max"):
-                bindings = [Binding(0, tuple(getattr(i, bound)), _NAMES[i.desc.type.name]) for i in inputs]
-                size = self._executor().workspace(self._call(bindings))
             # the last bound is the largest
-            self.fields[WORKSPACE_FIELD] = -(-size // WORKSPACE_BLOCK)
+            sizes = [self._workspace(inputs, bound) for bound in ("min", "opt", "max")]
+            self.fields[WORKSPACE_FIELD] = -(-sizes[-1] // WORKSPACE_BLOCK)
 
         def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-            bindings = [Binding(0, tuple(i.max), _NAMES[i.desc.type.name]) for i in inputs]
-            return -(-self._executor().workspace(self._call(bindings)) // WORKSPACE_BLOCK) * WORKSPACE_BLOCK
+            return -(-self._workspace(inputs, "max") // WORKSPACE_BLOCK) * WORKSPACE_BLOCK
+
+        def _workspace(self, inputs: Sequence[Any], bound: str) -> int:
+            """Bytes at the smallest, likeliest or largest shapes; a refusal is kept for whoever ordered the build."""
+            bindings = [Binding(0, tuple(getattr(i, bound)), _NAMES[i.desc.type.name]) for i in inputs]
+            try:
+                return self._executor().workspace(self._call(bindings))
+            except KimiDeployError as error:
+                # TensorRT would end the process
+                if self._refuse is None:
+                    raise
+                self._refuse(error)
+                return 0
 
         def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
             call = self._call([Binding(0, tuple(i.dims), _NAMES[i.type.name]) for i in inputs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +34,8 @@ MAX_ELEMENTS = 2**31 - 1
 
 Range = tuple[int, int, int]
 """Smallest, most likely and largest size of an axis."""
+Shapes = dict[str, tuple[tuple[int, ...], ...]]
+"""Smallest, most likely and largest shape of every input: an optimisation profile as TensorRT has it."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,9 @@ class Profile:
     capacity: Range = (1, 4096, 4096)
     num_logits: Range = (1, 1, 1)
 
-    def shapes(self, contract: GraphContract) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Smallest, most likely and largest shape of every graph input."""
-        ranges: dict[str, Range] = asdict(self)
-        return {
-            spec.name: tuple(tuple(d if isinstance(d, int) else ranges[d][i] for d in spec.dims) for i in range(3))
-            for spec in contract.inputs
-        }
+    def shapes(self, contract: GraphContract) -> Shapes:
+        """The shapes of every graph input."""
+        return shapes_of({spec.name: spec.dims for spec in contract.inputs}, asdict(self))
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,11 @@ class EngineRecipe:
     decode: Profile = field(default=Profile())
 
     @property
+    def plugin_kind(self) -> Literal["native", "python"]:
+        """The kind of plugins to register, where any are used."""
+        return "native" if self.plugin == "native" else "python"
+
+    @property
     def profiles(self) -> dict[str, Profile]:
         """The profiles in the order they have in the engine."""
         return {"prefill": self.prefill, "decode": self.decode}
@@ -104,9 +107,35 @@ class EngineRecipe:
             found.setdefault(plan, {})[name] = profile
         return found
 
+    def shapes_of_plans(self, contract: GraphContract) -> dict[str, dict[str, Shapes]]:
+        """File name of each plan -> its profiles' shapes, by the profiles' names, in their order."""
+        return {
+            plan: {name: profile.shapes(contract) for name, profile in profiles.items()}
+            for plan, profiles in self.profiles_of_plans.items()
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data, with the keys of the TOML file."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str) -> EngineRecipe:
+        """The recipe of `to_dict`, or part of one; keys that are absent keep their defaults.
+
+        Raises UsageError for a value that makes no sense, naming `where` and key.
+        """
+        values = dict(raw)
+        for name in PROFILES:
+            if name in values:
+                values[name] = change_profile(getattr(cls(), name), values[name], f"{where}: {name}")
+        if "compute_capabilities" in values:
+            values["compute_capabilities"] = tuple(values["compute_capabilities"])
+        try:
+            recipe = cls(**values)
+        except TypeError as error:
+            raise UsageError(f"{where}: this is not a recipe", seen=str(error)) from error
+        recipe.check(where)
+        return recipe
 
     @classmethod
     def from_toml(cls, path: Path) -> EngineRecipe:
@@ -116,15 +145,7 @@ class EngineRecipe:
         """
         types: dict[str, type] = {f.name: type(getattr(cls(), f.name)) for f in fields(cls)}
         tables = dict.fromkeys(PROFILES, dict)
-        raw = read_recipe(path, types | {"compute_capabilities": list} | tables)
-        for name in PROFILES:
-            if name in raw:
-                raw[name] = change_profile(getattr(cls(), name), raw[name], f"{path}: {name}")
-        if "compute_capabilities" in raw:
-            raw["compute_capabilities"] = tuple(raw["compute_capabilities"])
-        recipe = replace(cls(), **raw)
-        recipe.check(str(path))
-        return recipe
+        return cls.from_dict(read_recipe(path, types | {"compute_capabilities": list} | tables), str(path))
 
     def check(self, where: str) -> None:
         """Raise UsageError for values that no build can use; `where` says where they came from."""
@@ -159,18 +180,8 @@ class EngineRecipe:
     def check_against(self, contract: GraphContract) -> None:
         """Raise EngineError when a tensor of the graph would be larger than TensorRT can address."""
         for name, profile in self.profiles.items():
-            sizes: dict[str, Range] = asdict(profile)
-            for spec in (*contract.inputs, *contract.outputs):
-                elements = 1
-                for dim in spec.dims:
-                    elements *= dim if isinstance(dim, int) else sizes[dim][2]
-                if elements > MAX_ELEMENTS:
-                    raise EngineError(
-                        f"profile {name} makes {spec.name} too large",
-                        seen=f"{elements} elements at the largest sizes of {spec.dims}",
-                        expected=f"at most {MAX_ELEMENTS}",
-                        fix=f"lower the largest sizes of {name} in the recipe, or with --{name}",
-                    )
+            tensors = {spec.name: spec.dims for spec in (*contract.inputs, *contract.outputs)}
+            check_addressable(tensors, asdict(profile), name)
 
 
 def parse_capability(text: object) -> tuple[int, int]:
@@ -216,14 +227,43 @@ def capabilities_for(
     return chosen
 
 
+def shapes_of(inputs: Mapping[str, Sequence[int | str]], ranges: Mapping[str, Range]) -> Shapes:
+    """Shapes of inputs whose dims are sizes, or names that `ranges` has."""
+    return {
+        name: tuple(tuple(d if isinstance(d, int) else ranges[d][i] for d in dims) for i in range(3))
+        for name, dims in inputs.items()
+    }
+
+
+def check_addressable(tensors: Mapping[str, Sequence[int | str]], ranges: Mapping[str, Range], profile: str) -> None:
+    """Raise EngineError when a tensor is larger than TensorRT can address, at the largest sizes of its axes."""
+    for name, dims in tensors.items():
+        elements = 1
+        for dim in dims:
+            elements *= dim if isinstance(dim, int) else ranges[dim][2]
+        if elements > MAX_ELEMENTS:
+            raise EngineError(
+                f"profile {profile} makes {name} too large",
+                seen=f"{elements} elements at the largest sizes of {tuple(dims)}",
+                expected=f"at most {MAX_ELEMENTS}",
+                fix=f"lower the largest sizes of {profile}",
+            )
+
+
 def change_profile(profile: Profile, changes: Mapping[str, Any], where: str) -> Profile:
     """`profile` with some ranges replaced: each a size or [min, opt, max]. Raises UsageError naming `where`."""
-    ranges: dict[str, Range] = {}
-    for axis, value in changes.items():
+    for axis in changes:
         if axis not in AXES:
             raise UsageError(f"{where}: unknown axis {axis!r}", expected=f"some of {AXES}")
+    return replace(profile, **checked_ranges(changes, where))
+
+
+def checked_ranges(sizes_of: Mapping[str, Any], where: str) -> dict[str, Range]:
+    """Axis -> its range, each given as a size or [min, opt, max]. Raises UsageError naming `where`."""
+    ranges: dict[str, Range] = {}
+    for axis, value in sizes_of.items():
         sizes = [value] * 3 if isinstance(value, int) else value
-        ok = isinstance(sizes, list) and len(sizes) == 3 and all(type(s) is int for s in sizes)
+        ok = isinstance(sizes, list | tuple) and len(sizes) == 3 and all(type(s) is int for s in sizes)
         if not ok or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise UsageError(
                 f"{where}: {axis} is not a range",
@@ -231,11 +271,16 @@ def change_profile(profile: Profile, changes: Mapping[str, Any], where: str) -> 
                 expected="[min, opt, max], whole numbers, 1 <= min <= opt <= max",
             )
         ranges[axis] = (sizes[0], sizes[1], sizes[2])
-    return replace(profile, **ranges)
+    return ranges
 
 
 def parse_profile(profile: Profile, text: str, option: str) -> Profile:
-    """`profile` changed by a command line's "sequence=1:256:512,batch=1". Raises UsageError naming the option."""
+    """`profile` changed by a command line's text as `parse_ranges` reads it. Raises UsageError naming the option."""
+    return change_profile(profile, parse_ranges(text, option), option)
+
+
+def parse_ranges(text: str, option: str) -> dict[str, Range]:
+    """Axis -> range of a command line's "sequence=1:256:512,batch=1". Raises UsageError naming the option."""
     changes: dict[str, Any] = {}
     for part in text.split(","):
         axis, _, sizes = part.partition("=")
@@ -244,4 +289,4 @@ def parse_profile(profile: Profile, text: str, option: str) -> Profile:
             raise UsageError(f"{option}: cannot be read", seen=part, expected="AXIS=MIN:OPT:MAX or AXIS=SIZE")
         values = [int(n) for n in numbers]
         changes[axis.strip()] = values if len(values) == 3 else values[0]
-    return change_profile(profile, changes, option)
+    return checked_ranges(changes, option)

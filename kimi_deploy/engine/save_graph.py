@@ -8,19 +8,18 @@ from pathlib import Path
 
 import onnx
 
-from kimi_deploy.engine.network import Graph
 from kimi_deploy.errors import UsageError
 from kimi_deploy.output_folder import output_folder
 
 GRAPH_NAME = "model.onnx"
 
 
-def save_graph(graph: Graph, export: Path, target: Path, *, overwrite: bool) -> Path:
-    """Write `graph` and a copy of its weights to the folder `target`, whole or not at all; returns the graph's path.
+def save_graph(proto: bytes, export: Path, target: Path, *, overwrite: bool) -> Path:
+    """Write a serialised graph and a copy of its weights to the folder `target`, whole or not at all.
 
-    Raises UsageError when the folder is in use.
+    `export` is the folder of the weights; returns the graph's path. Raises UsageError when the folder is in use.
     """
-    model = onnx.load_from_string(graph.proto)
+    model = onnx.load_from_string(proto)
     sources: dict[str, Path] = {}
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:

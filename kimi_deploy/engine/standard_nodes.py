@@ -1,17 +1,22 @@
 """Makes LinearAttention and CausalConvWithState nodes of any exporter ones that TensorRT's parser imports as they mean.
 
-Its importers (seen in TensorRT-RTX 1.7.1) give a plugin the inputs up to the last one that is given: one absent before
-it fails the parse. And they drop attributes of com.microsoft's operators that change the result.
+TensorRT-RTX 1.7.1's parser has importers for both, which give a plugin the inputs up to the last one that is given: one
+absent before it fails the parse. And they drop attributes of com.microsoft's operators that change the result. The
+full TensorRT's published parsers have no such importers. What holds in every parser since 10.1 is the attribute
+plugin_namespace: a node that has it is given to the registered plugin of its name, before any importer (since 10.15)
+or for want of one (before); its inputs are given as they are, and one that is absent is refused there too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from kimi_deploy.errors import ContractError
 from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN
+from kimi_deploy.ops.plugins import PLUGINS
 from kimi_deploy.ops.standard import CAUSAL_CONV_WITH_STATE, LINEAR_ATTENTION, STANDARD_OPS
 
 DOMAINS = ("", MICROSOFT_DOMAIN)
@@ -52,11 +57,38 @@ def prepare_standard_nodes(model: ir.Model) -> int:
     return len(nodes)
 
 
+def ask_for_plugins(model: ir.Model) -> dict[str, int]:
+    """Write onto the nodes of both operators which plugin runs them; returns how many layers each then has.
+
+    The attributes are TensorRT's own: afterwards the model is for its parser only, and no longer valid ONNX. A node
+    in a function counts once per call.
+    """
+    for node in _standard_nodes(model):
+        plugin = PLUGINS[node.op_type]
+        node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", plugin.namespace)
+        node.attributes["plugin_version"] = ir.AttrString("plugin_version", plugin.version)
+    layers: Counter[str] = Counter()
+
+    def count(graph: ir.Graph | ir.Function) -> None:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if _is_standard(node):
+                layers[node.op_type] += 1
+            elif node.op_identifier() in model.functions:
+                count(model.functions[node.op_identifier()])
+
+    count(model.graph)
+    return dict(layers)
+
+
+def _is_standard(node: ir.Node) -> bool:
+    return node.op_type in STANDARD_OPS and node.domain in DOMAINS
+
+
 def _standard_nodes(model: ir.Model) -> Iterator[ir.Node]:
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):
-            if node.op_type in STANDARD_OPS and node.domain in DOMAINS:
+            if _is_standard(node):
                 yield node
 
 

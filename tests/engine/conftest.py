@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kimi_deploy.engine.plugin_executors import KernelExecutor
 from kimi_deploy.engine.recipe import EngineRecipe, Profile
+from kimi_deploy.kernels.library import FILES, KernelLibrary
 from kimi_deploy.onnx.export import export_model
 from tests.configs import config
+from tests.kernels.build import build
 from tests.models import write_model
 
 torch.set_num_threads(1)
@@ -28,6 +31,13 @@ RECIPE = EngineRecipe(
 
 def no_progress(what: str, total: int | None = None, unit: str = "bytes") -> nullcontext[Callable[[int], None]]:
     return nullcontext(lambda n: None)
+
+
+@pytest.fixture(scope="session")
+def executor() -> KernelExecutor:
+    """The kernels on the CPU, for Python plugins."""
+    folder = build("kernels-emulated", "-DKIMI_CUDA=OFF", targets=("kimi_kernels_emulated",))
+    return KernelExecutor(KernelLibrary.open(folder / FILES["emulated"]))
 
 
 @pytest.fixture(scope="session")

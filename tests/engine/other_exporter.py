@@ -240,3 +240,38 @@ def one_node(
     node = helper.make_node(op_type, names, list(outputs), domain=domain, **attributes)
     graph = helper.make_graph([node], "one_node", value_infos(inputs), value_infos(outputs))
     return helper.make_model(graph, opset_imports=OPSETS[domain], ir_version=IR_VERSION)
+
+
+def all_rules(heads: int = 2, size: int = 16) -> onnx.ModelProto:
+    """A node of ai.onnx's LinearAttention for every rule, decay per key and per head, beta per head and shared.
+
+    Batch and sequence are dynamic; a node that has no use for an input leaves it out.
+    """
+    width = heads * size
+    widths = {"q": width, "k": width, "v": width, "key_decay": width, "head_decay": heads, "beta": heads, "one_beta": 1}
+    combinations = [
+        ("linear", "", ""),
+        ("gated", "key_decay", ""),
+        ("gated", "head_decay", ""),
+        ("delta", "", "beta"),
+        ("delta", "", "one_beta"),
+        ("gated_delta", "key_decay", "beta"),
+        ("gated_delta", "head_decay", "one_beta"),
+    ]
+    nodes, outputs = [], []
+    for index, (rule, decay, beta) in enumerate(combinations):
+        names = ["q", "k", "v", "past", decay, beta]
+        while not names[-1]:
+            names.pop()
+        attributes = {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": rule, "scale": 0.25 + index}
+        nodes.append(helper.make_node("LinearAttention", names, [f"o{index}", f"s{index}"], **attributes))
+        outputs += [
+            helper.make_tensor_value_info(f"o{index}", TensorProto.FLOAT, ["batch", "sequence", width]),
+            helper.make_tensor_value_info(f"s{index}", TensorProto.FLOAT, ["batch", heads, size, size]),
+        ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "sequence", w]) for name, w in widths.items()
+    ]
+    inputs.append(helper.make_tensor_value_info("past", TensorProto.FLOAT, ["batch", heads, size, size]))
+    graph = helper.make_graph(nodes, "all_rules", inputs, outputs)
+    return helper.make_model(graph, opset_imports=OPSETS[""], ir_version=IR_VERSION)

@@ -72,7 +72,9 @@ def graph(export: Path) -> Graph:
 
 
 def test_trtexec_gets_every_profile_right_behind_its_number(graph: Graph) -> None:
-    (words,) = command_lines.trtexec(RECIPE, graph.contract, Path("g/model.onnx"), Path("out"), None)
+    (words,) = command_lines.trtexec(
+        RECIPE, RECIPE.shapes_of_plans(graph.contract), Path("g/model.onnx"), Path("out"), None
+    )
     for index, (name, profile) in enumerate(RECIPE.profiles.items()):
         at = words.index(f"--profile={index}")
         shapes = profile.shapes(graph.contract)
@@ -102,7 +104,7 @@ def test_every_option_of_a_recipe_has_its_word(graph: Graph) -> None:
         profiling_verbosity="detailed",
         timing_cache="cache",
     )
-    arguments = (recipe, graph.contract, Path("g.onnx"), Path("out"), Path("lib.so"))
+    arguments = (recipe, recipe.shapes_of_plans(graph.contract), Path("g.onnx"), Path("out"), Path("lib.so"))
     trtexec = command_lines.trtexec(*arguments)
     assert [w[2] for w in trtexec] == ["--saveEngine=out/engine.plan", "--saveEngine=out/decode.plan"]
     assert {w.count("--profile=0") for w in trtexec} == {1}

@@ -9,12 +9,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from kimi_deploy.engine.backend import Backend, load
 from kimi_deploy.engine.network import plugin_layers
 from kimi_deploy.engine.plugin_registry import register_plugins
-from kimi_deploy.engine.standard_nodes import prepare_standard_nodes
+from kimi_deploy.engine.standard_nodes import ask_for_plugins, prepare_standard_nodes
 from kimi_deploy.errors import ContractError
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.other_exporter import DOMAINS, Domain, GatedDeltaNet, one_node
@@ -59,11 +60,58 @@ def test_a_prepared_case_gives_the_expected_results(case: OnnxCase) -> None:
         np.testing.assert_allclose(result, expected, rtol=case.rtol, atol=case.atol)
 
 
+def asking(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as `build-engine` gives it to the parser: the nodes name their plugin."""
+    changed = ir.from_proto(model)
+    prepare_standard_nodes(changed)
+    ask_for_plugins(changed)
+    return ir.to_proto(changed)
+
+
 @needs_tensorrt_rtx
 @pytest.mark.parametrize("case", CASES)
 def test_a_prepared_case_is_imported_as_a_plugin(backend: Backend, case: OnnxCase) -> None:
+    """By TensorRT-RTX's importers of these operators, and by what every parser does with a plugin's name."""
     op_type = case.model.graph.node[0].op_type
     assert parse(backend, prepared(case.model)) == {op_type: 1}
+    assert parse(backend, asking(case.model)) == {op_type: 1}
+
+
+@needs_tensorrt_rtx
+def test_a_node_that_names_its_plugin_does_not_go_through_an_importer(backend: Backend) -> None:
+    """The importer wants an axis count of 1 and says so; the plugin of the name is never asked about it."""
+    arrays, _ = causal_conv_case()
+    model = conv_model(arrays, ndim=2)
+    trt = backend.module
+
+    def errors(model: onnx.ModelProto) -> str:
+        network = trt.Builder(backend.logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, backend.logger)
+        parser.parse(model.SerializeToString())
+        return " ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+
+    assert "only ndim=1" in errors(model)
+    named = ir.from_proto(model)
+    ask_for_plugins(named)
+    assert "only ndim=1" not in errors(ir.to_proto(named))
+
+
+def test_nodes_in_functions_and_branches_are_counted_once_per_call() -> None:
+    body = helper.make_function(
+        "other",
+        "Layer",
+        ["x", "w"],
+        ["y"],
+        [helper.make_node("CausalConvWithState", ["x", "w"], ["y", "s"])],
+        [helper.make_opsetid("", 27)],
+    )
+    value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 2, 3]) for n in ("x", "w", "b")]
+    calls = [helper.make_node("Layer", [a, "w"], [b], domain="other") for a, b in (("x", "a"), ("a", "b"))]
+    graph = helper.make_graph(calls, "calls", value[:2], value[2:])
+    opsets = [helper.make_opsetid("", 27), helper.make_opsetid("other", 1)]
+    model = ir.from_proto(helper.make_model(graph, functions=[body], opset_imports=opsets))
+    assert prepare_standard_nodes(model) == 1
+    assert ask_for_plugins(model) == {"CausalConvWithState": 2}
 
 
 @needs_tensorrt_rtx
