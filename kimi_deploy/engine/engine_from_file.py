@@ -119,7 +119,7 @@ def parse_profiles(graph: StandardGraph, texts: Sequence[str]) -> dict[str, Shap
                 f"unknown {sorted(set(ranges) - set(graph.axes))}",
                 expected=",".join(f"{axis}=MIN:OPT:MAX" for axis in graph.axes),
             )
-        check_addressable(graph.inputs, ranges, f"--profile {text}")
+        check_addressable(graph.inputs, ranges, str(index), "--profile")
         profiles[str(index)] = shapes_of(graph.inputs, ranges)
     return profiles
 

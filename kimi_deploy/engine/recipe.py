@@ -181,7 +181,7 @@ class EngineRecipe:
         """Raise EngineError when a tensor of the graph would be larger than TensorRT can address."""
         for name, profile in self.profiles.items():
             tensors = {spec.name: spec.dims for spec in (*contract.inputs, *contract.outputs)}
-            check_addressable(tensors, asdict(profile), name)
+            check_addressable(tensors, asdict(profile), name, f"--{name}")
 
 
 def parse_capability(text: object) -> tuple[int, int]:
@@ -235,8 +235,13 @@ def shapes_of(inputs: Mapping[str, Sequence[int | str]], ranges: Mapping[str, Ra
     }
 
 
-def check_addressable(tensors: Mapping[str, Sequence[int | str]], ranges: Mapping[str, Range], profile: str) -> None:
-    """Raise EngineError when a tensor is larger than TensorRT can address, at the largest sizes of its axes."""
+def check_addressable(
+    tensors: Mapping[str, Sequence[int | str]], ranges: Mapping[str, Range], profile: str, option: str
+) -> None:
+    """Raise EngineError when a tensor is larger than TensorRT can address, at the largest sizes of its axes.
+
+    `option` is the one of the command line that gives them.
+    """
     for name, dims in tensors.items():
         elements = 1
         for dim in dims:
@@ -246,7 +251,7 @@ def check_addressable(tensors: Mapping[str, Sequence[int | str]], ranges: Mappin
                 f"profile {profile} makes {name} too large",
                 seen=f"{elements} elements at the largest sizes of {tuple(dims)}",
                 expected=f"at most {MAX_ELEMENTS}",
-                fix=f"lower the largest sizes of {profile}",
+                fix=f"lower the largest sizes of {profile}, in the recipe or with {option}",
             )
 
 
