@@ -17,6 +17,7 @@ from kimi_deploy.errors import KimiDeployError
 COMMANDS = {
     "export": ("export", "Export a checkpoint to ONNX with its states as inputs and outputs."),
     "build-engine": ("build_engine", "Build a TensorRT engine from an export."),
+    "refit": ("refit", "Fill an export's weights into an engine built without them."),
     "generate": ("generate", "Generate text from an export, an engine or a checkpoint."),
     "validate": ("validate", "Compare an export or engine with the PyTorch model, outputs and states."),
     "inspect": ("inspect", "Say what a checkpoint, export or engine folder holds."),

@@ -15,20 +15,20 @@ NO_GPU = "running engines needs a GPU; ONNX Runtime on the CPU and building Tens
 def driver() -> list[Check]:
     version = driver_version()
     if version is None:
-        return [Check("cuda driver", "warning", "none, or no device", NO_GPU)]
+        return [Check("cuda driver", "warning", "none, or none that starts", "install NVIDIA's driver to run engines")]
     good = version[0] >= 13
     fix = "" if good else "update it: TensorRT-RTX for CUDA 13, cuda-python and our kernels want a driver for CUDA 13"
     return [Check("cuda driver", "ok" if good else "warning", f"CUDA {version[0]}.{version[1]}", fix)]
 
 
 def gpus() -> list[Check]:
-    found = []
+    found: list[Check] = []
     for index, device in enumerate(gpu_devices()):
         old = int(device.capability.split(".")[0]) < 8
         fix = "the project's kernels start at 8.0: engines built with --plugin none" if old else ""
         seen = f"{device.name}, compute capability {device.capability}"
         found.append(Check(f"gpu {index}", "warning" if old else "ok", seen, fix))
-    return found
+    return found or [Check("gpu", "warning", "none", NO_GPU)]
 
 
 def toolkit() -> list[Check]:

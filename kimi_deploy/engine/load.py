@@ -110,16 +110,23 @@ def open_engine(folder: Path) -> Engine:
 
 
 def read_engine(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
-    """Give the plans of a checked engine to TensorRT.
-
-    The plugins are those of the C++ library where it was built, else Python ones. Raises EngineError with TensorRT's
-    messages when it refuses a plan, and for a plan without weights.
+    """Give the plans of a checked engine to TensorRT. Raises as `read_plans` does, and EngineError for a plan without
+    weights.
     """
     if detail(manifest, "recipe", dict).get("strip_weights"):
         raise EngineError(
             "the engine was built without its weights (strip_weights)",
-            fix="fill them in with a tool of your own (trtexec --loadEngine --refitFromOnnx), or build it with weights",
+            fix=f"fill them in: kimi-deploy refit {folder} EXPORT -o DIR",
         )
+    return read_plans(folder, manifest, backend)
+
+
+def read_plans(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
+    """The plans of a checked engine, with weights or without.
+
+    The plugins are those of the C++ library where it was built, else Python ones. Raises EngineError with TensorRT's
+    messages when it refuses a plan.
+    """
     register_plugins(backend, "native" if default_path().is_file() else "python")
     backend.logger.errors.clear()
     runtime = backend.module.Runtime(backend.logger)

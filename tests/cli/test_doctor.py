@@ -117,6 +117,15 @@ def test_an_old_toolkit_is_a_warning(
     assert release[:12] in found.seen
 
 
+def test_a_machine_without_driver_and_gpu_is_told_what_works_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "driver_version", lambda: None)
+    monkeypatch.setattr(cuda, "gpu_devices", lambda: ())
+    (driver,), (gpu,) = cuda.driver(), cuda.gpus()
+    assert (driver.status, gpu.status, gpu.seen) == ("warning", "warning", "none")
+    assert "driver" in driver.fix
+    assert "ONNX Runtime on the CPU" in gpu.fix
+
+
 def test_an_old_driver_and_an_old_gpu_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "driver_version", lambda: (12, 4))
     monkeypatch.setattr(cuda, "gpu_devices", lambda: (GpuDevice("Tesla T4", "7.5"), HOPPER))

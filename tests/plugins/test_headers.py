@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_headers_that_are_too_old_are_refused(tmp_path: Path) -> None:
     code, said = configure(tmp_path, f"-DTENSORRT_INCLUDE_DIR={tmp_path}")
     assert code != 0
     assert "TensorRT 10.3; expected: 10.13 or newer" in said
+
+
+@needs_packaged_tensorrt_headers
+def test_the_packaged_headers_are_the_pinned_ones() -> None:
+    """A third party's package carries them: its bytes are NVIDIA's of TensorRT 10.14.1, which are Apache-2.0."""
+    (option,) = headers()
+    folder = Path(option.partition("=")[2])
+    for line in Path(__file__).with_name("packaged_headers.sha256").read_text().splitlines():
+        wanted, name = line.split()
+        content = (folder / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == wanted, name
+        assert b"SPDX-License-Identifier: Apache-2.0" in content, name
 
 
 @needs_packaged_tensorrt_headers

@@ -6,11 +6,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from kimi_deploy.cuda_driver import gpu_devices
+from kimi_deploy.engine.engine_from_file import build_engine_from_file
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.recipe import EngineRecipe, Profile
+from kimi_deploy.engine.refit import refit_engine
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.runtime.generation import generate
 from kimi_deploy.runtime.ort_runner import OrtRunner
@@ -19,6 +22,7 @@ from kimi_deploy.validate.compare import compare
 from kimi_deploy.validate.tolerances import tolerance
 from tests.capabilities import needs_runnable_tensorrt, runnable_tensorrt
 from tests.configs import config
+from tests.engine.other_exporter import GatedDeltaNet, all_rules
 from tests.models import write_model
 from tests.runtime.conftest import greedy, state_bytes
 
@@ -86,3 +90,43 @@ def test_200_replayed_steps_equal_200_eager_ones(trt: TrtRunner, engine: Path) -
 def test_generation_is_that_of_onnx_runtime(trt: TrtRunner, ort: OrtRunner) -> None:
     prompts = [[5, 6, 7], list(range(30))]
     assert generate(trt, prompts, max_new_tokens=40).tokens == generate(ort, prompts, max_new_tokens=40).tokens
+
+
+@pytest.mark.parametrize("refittable", [False, True])
+def test_a_filled_engine_runs_as_one_built_with_its_weights(export: Path, tmp_path: Path, refittable: bool) -> None:
+    backend = runnable_tensorrt()
+    assert backend is not None
+    recipe = EngineRecipe(
+        backend=backend,
+        compute_capabilities=(gpu_devices()[0].capability,) if backend == "tensorrt-rtx" else (),
+        strip_weights=True,
+        refit=refittable,
+        prefill=Profile(sequence=(1, 8, 32), capacity=(1, 64, 64), num_logits=(1, 1, 4)),
+        decode=Profile(capacity=(1, 64, 64)),
+    )
+    quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
+    build_engine(export, tmp_path / "stripped", recipe, overwrite=False, progress=quiet)
+    refit_engine(tmp_path / "stripped", export, tmp_path / "full", overwrite=False, progress=quiet)
+    runners = (open_trt_runner(tmp_path / "full"), OrtRunner(export, threads=2))
+    ids = np.random.default_rng(0).integers(0, runners[0].contract.vocab_size, (1, 20))
+    assert compare(*(r.forward(ids, r.new_state(1, 64)) for r in runners)).within(CLOSE)
+
+
+def test_standard_operators_of_another_exporter_become_plugins(tmp_path: Path) -> None:
+    """Also where the parser has no importer for them, as the full TensorRT's has none that we have read."""
+    backend = runnable_tensorrt()
+    assert backend is not None
+    capabilities = (gpu_devices()[0].capability,) if backend == "tensorrt-rtx" else ()
+    recipe = EngineRecipe(backend=backend, compute_capabilities=capabilities)
+    quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
+    for name, model in (("net", GatedDeltaNet().model("")), ("rules", all_rules())):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        manifest = build_engine_from_file(
+            tmp_path / f"{name}.onnx",
+            tmp_path / name,
+            recipe,
+            ["batch=1:1:2,sequence=1:8:32"],
+            overwrite=False,
+            progress=quiet,
+        )
+        assert manifest.details["plugins"]["LinearAttention"] >= 1
