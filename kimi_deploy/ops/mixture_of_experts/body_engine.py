@@ -18,48 +18,50 @@ float32 for 2,048 tokens. Above, a loop over experts keeps memory to one expert'
 def fusible(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
     """Float32 like x. Few tokens: their chosen experts alone are read. Many: all experts."""
     few = few_tokens(sizes)
+    # one reshape before and one after the branches, where it fuses with other work; inside them each is a copy
+    shape = b("Shape", r.x)
+    rows = b("Reshape", r.x, b("Concat", b.ints(1, -1), b("Shape", r.x, start=2, end=3), axis=0))
+    r = r._replace(x=rows)
 
     def dense(inner: FunctionBuilder) -> list[ir.Value]:
         if 2 * sizes.intermediate * sizes.experts <= BATCHED_ROWS:
             return [_all_at_once(inner, r, sizes)]
         by_expert = spread(inner, r.chosen, r.weights, sizes.experts, 0.0)
-        return [every_expert(inner, r.x, r.gate_up, r.down, by_expert, r.dtype)]
+        return [inner("Squeeze", every_expert(inner, r.x, r.gate_up, r.down, by_expert, r.dtype), inner.ints(0))]
 
     if not few:
-        return dense(b)[0]
-    return b.branch(
+        return b("Reshape", dense(b)[0], shape)
+    output = b.branch(
         b("Squeeze", b("LessOrEqual", b("Shape", r.chosen, start=0, end=1), b.ints(few))),
         lambda inner: [_chosen_in_place(inner, r)],
         dense,
     )[0]
+    return b("Reshape", output, shape)
 
 
 def _chosen_in_place(b: FunctionBuilder, r: Routed) -> ir.Value:
-    """Products written as multiply and sum: TensorRT-RTX fuses the gathering into them, so that no expert is copied."""
-    hidden = b("Shape", r.x, start=2, end=3)
-    rows = b("Reshape", b.to_float32(r.x, r.dtype), b("Concat", b.ints(-1, 1, 1), hidden, axis=0))
+    """[tokens, hidden]. Products written as multiply and sum: TensorRT-RTX fuses the gathering into them, so that no expert is copied."""
+    rows = b("Transpose", b("Unsqueeze", b.to_float32(r.x, r.dtype), b.ints(2)), perm=[1, 0, 2, 3])
     gate_up = b.to_float32(b("Gather", r.gate_up, r.chosen, axis=0), r.dtype)  # [tokens, top_k, 2*intermediate, hidden]
     h = b("ReduceSum", b("Mul", gate_up, rows), b.ints(3), keepdims=0)
     act = b("Mul", _swiglu(b, h), b("Unsqueeze", r.weights, b.ints(2)))
     down = b.to_float32(b("Gather", r.down, r.chosen, axis=0), r.dtype)  # [tokens, top_k, hidden, intermediate]
-    y = b("ReduceSum", b("Mul", down, b("Unsqueeze", act, b.ints(2))), b.ints(1, 3), keepdims=0)
-    return b("Reshape", y, b("Shape", r.x))
+    return b("ReduceSum", b("Mul", down, b("Unsqueeze", act, b.ints(2))), b.ints(1, 3), keepdims=0)
 
 
 def _all_at_once(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
-    """Every token through every expert: two batched products."""
-    rows = b("Reshape", r.x, b("Concat", b.ints(1, -1), b("Shape", r.x, start=2, end=3), axis=0))
+    """[tokens, hidden]. Every token through every expert: two batched products."""
     # a comparison fuses with what follows, where a scatter is three kernels
     hit = b("Equal", b("Unsqueeze", r.chosen, b.ints(2)), b.constant(range(sizes.experts), "int64"))
     shares = b("Where", hit, b("Unsqueeze", r.weights, b.ints(2)), b.number(0.0))
     weights = b("Transpose", b("ReduceSum", shares, b.ints(1), keepdims=0), perm=[1, 0])
     weights = b("Unsqueeze", weights, b.ints(2))  # [experts, tokens, 1]
-    h = b("MatMul", rows, b("Transpose", r.gate_up, perm=[0, 2, 1]))
+    h = b("MatMul", r.x, b("Transpose", r.gate_up, perm=[0, 2, 1]))
     act = b("Mul", _swiglu(b, b.to_float32(h, r.dtype)), weights)
     # an expert that was not chosen must not matter even where it overflows
     act = b("Where", b("Greater", weights, b.number(0.0)), act, b.number(0.0))
     y = b("MatMul", b.from_float32(act, r.dtype), b("Transpose", r.down, perm=[0, 2, 1]))
-    return b("Reshape", b("ReduceSum", b.to_float32(y, r.dtype), b.ints(0), keepdims=0), b("Shape", r.x))
+    return b("ReduceSum", b.to_float32(y, r.dtype), b.ints(0), keepdims=0)
 
 
 def _swiglu(b: FunctionBuilder, h: ir.Value) -> ir.Value:
