@@ -7,11 +7,12 @@ ENGINE := engines/demo
 MODEL  := models/demo
 RESULTS ?= build/gpu-results
 
-.PHONY: demo test lint format clean help kernels kernels-emulated plugins gpu
+.PHONY: demo test engine-sizes lint format clean help kernels kernels-emulated plugins gpu
 
 help:
 	@echo "make demo   set up, then export, generate, validate and build an engine on the CPU"
 	@echo "make test   set up, then run the whole test suite"
+	@echo "make engine-sizes   engines of mini-62m in every dtype: what a plan holds beside the weights, time and memory"
 	@echo "make lint   ruff, mypy and clang-format"
 	@echo "make kernels           the CUDA kernels, for every supported GPU (needs CUDA 13's nvcc, or the cuda-build extra in PYTHON)"
 	@echo "make kernels-emulated  the same kernels for the CPU"
@@ -34,6 +35,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 -m "not gpu"
+
+engine-sizes: $(VENV)/.ready
+	$(BIN)/python scripts/engine_sizes.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
     python scripts/engine_sizes.py [--dtype float16 ...]
 
-Needs the extras torch and tensorrt-rtx, 2 GB of memory and about a minute. Time and peak memory are of each build alone.
+Needs the extras torch and tensorrt-rtx, 2 GB of memory and about a minute. Time and peak memory are of each build
+alone.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def main() -> int:
             ratio = len(plan) / weights
             failed |= ratio > BOUNDS[dtype]
             print(
-                f"{dtype:9} {weights / 1e6:10.1f} {len(plan) / 1e6:8.1f} {ratio:6.3f} {BOUNDS[dtype]:6.2f} {len(kernels):8} "
-                f"{sum(kernels) / 1e6:10.1f} {other / 1e6:14.1f} {seconds:8.1f} {peak:8.2f}",
+                f"{dtype:9} {weights / 1e6:10.1f} {len(plan) / 1e6:8.1f} {ratio:6.3f} {BOUNDS[dtype]:6.2f} "
+                f"{len(kernels):8} {sum(kernels) / 1e6:10.1f} {other / 1e6:14.1f} {seconds:8.1f} {peak:8.2f}",
                 flush=True,
             )
     if failed:

@@ -1,4 +1,4 @@
-"""Engines of the model that ships and of the one that is measured, with our plugin, in every dtype."""
+"""Engines of the model that ships, with our plugin, in every dtype; scripts/engine_sizes.py builds "mini-62m"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.contract import DTYPES
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.recipe import EngineRecipe
@@ -20,30 +19,17 @@ from tests.engine.conftest import no_progress
 pytestmark = needs_tensorrt_rtx
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
-KDA_LAYERS = {"demo": 3, "mini-62m": 6}
-BODIES = {"demo": 4, "mini-62m": 9}
-"""Custom ops that have no plugin."""
-
-
-@pytest.fixture(scope="module", params=["demo", "mini-62m"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    if request.param == "demo":
-        return request.param, DEMO
-    folder = tmp_path_factory.mktemp("mini") / "model"
-    synthesize("mini-62m", folder)
-    return request.param, folder
+BODIES = 4
+"""Custom ops of the demo model that have no plugin."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_default_recipe_builds_with_a_plugin_per_kda_layer(
-    dtype: Any, model: tuple[str, Path], tmp_path: Path
-) -> None:
-    name, checkpoint = model
-    export_model(checkpoint, tmp_path / "export", dtype=dtype, flavour="ort", overwrite=False, progress=no_progress)
+def test_the_default_recipe_builds_with_a_plugin_per_kda_layer(dtype: Any, tmp_path: Path) -> None:
+    export_model(DEMO, tmp_path / "export", dtype=dtype, flavour="ort", overwrite=False, progress=no_progress)
     recipe = replace(EngineRecipe(), backend="tensorrt-rtx")
     manifest = build_engine(tmp_path / "export", tmp_path / "engine", recipe, overwrite=False, progress=no_progress)
-    assert manifest.details["plugins"] == {"KimiDeltaAttention": KDA_LAYERS[name]}
+    assert manifest.details["plugins"] == {"KimiDeltaAttention": 3}
     assert manifest.details["dtype"] == dtype
     weights = (tmp_path / "export" / "weights.bin").stat().st_size
     # the weights once, and no more kernels than the room that is asked for
-    assert weights < manifest.files["engine.plan"]["bytes"] < weights + (BODIES[name] + 1) * CODE_BYTES
+    assert weights < manifest.files["engine.plan"]["bytes"] < weights + (BODIES + 1) * CODE_BYTES

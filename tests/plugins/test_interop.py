@@ -220,6 +220,36 @@ def test_a_graph_of_another_exporter_becomes_an_engine(
     run(BUILD, library, tmp_path)
 
 
+def test_the_demo_model_gets_the_librarys_plugins_in_every_dtype(library: Path, tmp_path: Path) -> None:
+    for dtype in DTYPES:
+        export_model(
+            ROOT / "models" / "demo",
+            tmp_path / dtype,
+            dtype=dtype,
+            flavour="ort",
+            overwrite=False,
+            progress=no_progress,
+        )
+    run(
+        """
+from dataclasses import replace
+from kimi_deploy.contract import DTYPES
+from kimi_deploy.engine.engine_from_onnx import build_engine
+from kimi_deploy.engine.plugin_registry import register_plugins
+from tests.engine.conftest import RECIPE, no_progress
+
+register_plugins(load("tensorrt-rtx"), "native", library=Path(library))
+for dtype in DTYPES:
+    recipe = replace(RECIPE, plugin="native")
+    manifest = build_engine(folder / dtype, folder / "engine", recipe, overwrite=True, progress=no_progress)
+    assert manifest.details["plugins"] == {"KimiDeltaAttention": 3}
+    assert manifest.details["dtype"] == dtype
+""",
+        library,
+        tmp_path,
+    )
+
+
 def test_a_whole_model_gets_the_librarys_plugins(library: Path, tmp_path: Path) -> None:
     """Prefill and decode of a model with a KDA layer, states aliased; with another ABI on the node it is refused."""
     sizes = config("KM", linear_attn_config={"head_dim": 64})

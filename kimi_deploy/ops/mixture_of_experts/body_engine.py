@@ -16,7 +16,7 @@ float32 for 2,048 tokens. Above, a loop over experts keeps memory to one expert'
 
 
 def fusible(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
-    """Float32 like x. Few tokens: their chosen experts alone are read. Many: all experts."""
+    """Float32, of x's shape. Few tokens: their chosen experts alone are read. Many: all experts."""
     few = few_tokens(sizes)
     # one reshape before and one after the branches, where it fuses with other work; inside them each is a copy
     shape = b("Shape", r.x)
@@ -40,7 +40,9 @@ def fusible(b: FunctionBuilder, r: Routed, sizes: Sizes) -> ir.Value:
 
 
 def _chosen_in_place(b: FunctionBuilder, r: Routed) -> ir.Value:
-    """[tokens, hidden]. Products written as multiply and sum: TensorRT-RTX fuses the gathering into them, so that no expert is copied."""
+    """[tokens, hidden]. Products written as multiply and sum: TensorRT-RTX fuses the gathering into them, so that no
+    expert is copied.
+    """
     rows = b("Transpose", b("Unsqueeze", b.to_float32(r.x, r.dtype), b.ints(2)), perm=[1, 0, 2, 3])
     gate_up = b.to_float32(b("Gather", r.gate_up, r.chosen, axis=0), r.dtype)  # [tokens, top_k, 2*intermediate, hidden]
     h = b("ReduceSum", b("Mul", gate_up, rows), b.ints(3), keepdims=0)
