@@ -10,6 +10,7 @@ import click
 from kimi_deploy.cli.common import json_option, print_json, print_table, progress, say
 
 if TYPE_CHECKING:
+    from kimi_deploy.runtime.open import Backend
     from kimi_deploy.validate.report import Report
     from kimi_deploy.validate.run import Settings
 
@@ -55,9 +56,7 @@ def _folder(name: str) -> Any:
     is_flag=True,
     help="Compare each layer alone, in the memory of one: for a model that PyTorch cannot hold here.",
 )
-@click.option(
-    "--self-test", is_flag=True, help="Plant known faults in a small export, or in EXPORT; all must be found."
-)
+@click.option("--self-test", is_flag=True, help="Plant known faults in a small model, or in EXPORT; all must be found.")
 @json_option
 @click.pass_context
 def validate_command(
@@ -86,7 +85,7 @@ def validate_command(
     if (model is None) != (export is None) or (model is None and not self_test):
         raise UsageError("MODEL and EXPORT are both needed", fix="kimi-deploy validate MODEL EXPORT")
     if self_test:
-        passed = _self_test(model, export, sizes["threads"], as_json)
+        passed = _self_test(model, export, sizes["threads"], sizes["backend"], as_json)
     elif layer_by_layer:
         assert model is not None
         assert export is not None
@@ -219,20 +218,23 @@ def _print_report(report: Report) -> None:
         click.echo(f"again, just this: {report.failure.command}")
 
 
-def _self_test(model: Path | None, export: Path | None, threads: int | None, as_json: bool) -> bool:
-    from kimi_deploy.validate.faults.self_test import run_self_test
+def _self_test(
+    model: Path | None, export: Path | None, threads: int | None, backend: Backend | None, as_json: bool
+) -> bool:
+    from kimi_deploy.validate.faults.self_test import SELF_TESTED, run_self_test
 
-    outcomes = run_self_test(model, export, threads, progress)
+    outcomes = run_self_test(model, export, threads, progress, (backend,) if backend else SELF_TESTED)
     if as_json:
         print_json({"passed": all(o.passed for o in outcomes), "faults": [o.to_dict() for o in outcomes]})
     else:
         rows = [
-            (o.fault, o.planted, o.check, o.named, o.note, "[green]pass[/]" if o.passed else "[red]FAIL[/]")
+            (o.backend, o.fault, o.planted, o.check, o.named, o.note, "[green]pass[/]" if o.passed else "[red]FAIL[/]")
             for o in outcomes
         ]
-        print_table(("fault", "planted in", "caught by", "first difference", "", "verdict"), rows)
-        caught = sum(o.passed for o in outcomes[1:])
-        click.echo(
-            f"{caught} of {len(outcomes) - 1} faults caught and named; the export without one: {outcomes[0].named}"
-        )
+        print_table(("backend", "fault", "planted in", "caught by", "first difference", "", "verdict"), rows)
+        faults = [o for o in outcomes if o.planted]
+        controls = ", ".join(f"{o.named} ({o.backend})" for o in outcomes if not o.planted)
+        click.echo(f"{sum(o.passed for o in faults)} of {len(faults)} faults caught and named; without one: {controls}")
+        if any(o.backend == "trt" for o in outcomes):
+            click.echo("trt: the engine's graph and runner, with ONNX Runtime on the CPU in TensorRT's place")
     return all(o.passed for o in outcomes)

@@ -40,6 +40,11 @@ class Runner(ABC):
     contract: GraphContract
     fingerprint: str
 
+    @property
+    def largest_state(self) -> tuple[int | None, int | None]:
+        """The largest batch and capacity of a state; None where only memory limits them."""
+        return None, None
+
     @abstractmethod
     def _new_storage(self, batch: int, capacity: int) -> Storage:
         """Zeroed tensors."""

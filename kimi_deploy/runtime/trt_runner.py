@@ -48,6 +48,12 @@ class TrtRunner(Runner):
         self._warm: set[tuple[int, int]] = set()
         self._scratch: dict[str, DeviceBuffer] = {}
 
+    @property
+    def largest_state(self) -> tuple[int | None, int | None]:
+        """Of the profile that takes most rows."""
+        ranges = max(self._session.profiles, key=lambda p: p.largest(BATCH)).ranges
+        return ranges[BATCH][1], ranges[CAPACITY][1] if CAPACITY in ranges else None
+
     def _new_storage(self, batch: int, capacity: int) -> TrtStorage:
         sizes = Sizes(batch, 1, capacity, 1)
         if not any(p.holds(sizes, (BATCH, CAPACITY)) for p in self._session.profiles):

@@ -21,6 +21,8 @@ from kimi_deploy.validate.tolerances import tolerance
 ODD_PIECE = 37
 CONTINUED = 24
 """Tokens that the resume check goes on for, the first few one by one."""
+PADDED = 7
+"""Steps by which the padding check makes a batch wider than its longest prompt."""
 BATCH_STEPS = 512
 """Steps of a batched call at most: attention between all steps of a dozen prompts of 4,096 tokens takes 10 GB."""
 
@@ -82,10 +84,22 @@ class Checks:
         """The batch again with its rows in reverse, wider, and padded with other tokens; then a row that only waits."""
         random, vocab = np.random.default_rng(0), self.candidate.contract.vocab_size
         order = range(len(prompts) - 1, -1, -1)
-        yield from self._batch("padding", prompts, order, 7, lambda count: random.integers(0, vocab, count))
+        yield from self._batch("padding", prompts, order, PADDED, lambda count: random.integers(0, vocab, count))
         yield from self._idle_row(prompts)
 
     def _batch(
+        self,
+        check: str,
+        prompts: Sequence[Prompt],
+        order: Sequence[int],
+        extra: int,
+        padding: Callable[[int], np.ndarray],
+    ) -> Iterator[Row]:
+        largest = self.candidate.largest_state[0] or len(order)
+        for first in range(0, len(order), largest):
+            yield from self._one_batch(check, prompts, order[first : first + largest], extra, padding)
+
+    def _one_batch(
         self,
         check: str,
         prompts: Sequence[Prompt],
@@ -115,18 +129,21 @@ class Checks:
     def _idle_row(self, prompts: Sequence[Prompt]) -> Iterator[Row]:
         """A row of length 0 beside one that goes on keeps its state to the bit."""
         index = prompts.index(longest(prompts))
-        ids = np.stack([prompts[index].ids[:BATCH_STEPS]] * 2)
-        state = self.candidate.new_state(batch=2, capacity=ids.shape[1] + 3)
+        batch = min(2, self.candidate.largest_state[0] or 2)
+        ids = np.stack([prompts[index].ids[:BATCH_STEPS]] * batch)
+        state = self.candidate.new_state(batch=batch, capacity=ids.shape[1] + 3)
         self.candidate.forward(ids, state)
-        before = observe(np.zeros((ids.shape[1], 1)), state, row=1)
-        self.candidate.forward(ids[:, :3], state, sequence_lengths=np.array([3, 0], dtype=np.int32))
-        after = observe(np.zeros((ids.shape[1], 1)), state, row=1)
+        before = observe(np.zeros((ids.shape[1], 1)), state, row=batch - 1)
+        valid = np.array([3, 0][-batch:], dtype=np.int32)
+        self.candidate.forward(ids[:, :3], state, sequence_lengths=valid)
+        after = observe(np.zeros((ids.shape[1], 1)), state, row=batch - 1)
         yield from self._equal(Place("padding", index, f"{prompts[index].name}, waiting"), after, before)
 
     def resume(self, index: int, prompt: Prompt) -> Iterator[Row]:
         """A snapshot in the middle, restored and resumed: each continuation is the first one to the bit."""
         half = max(1, len(prompt.ids) // 2)
-        rest = np.resize(prompt.ids[half:] if len(prompt.ids) > half else prompt.ids, CONTINUED)
+        room = (self.candidate.largest_state[1] or half + CONTINUED) - half
+        rest = np.resize(prompt.ids[half:] if len(prompt.ids) > half else prompt.ids, min(CONTINUED, room))
         state = self.candidate.new_state(batch=1, capacity=half + len(rest))
         self.candidate.forward(prompt.ids[None, :half], state)
         snapshot = state.snapshot()

@@ -22,6 +22,8 @@ from kimi_deploy.validate.tolerances import Tolerance
 Advance = Callable[[int], None]
 SCATTERED = 400
 """Pairs of logits drawn for the scatter plot."""
+CHOSEN = 64
+"""Greedy steps in which the candidate picks the token itself."""
 
 
 class Parity:
@@ -113,6 +115,7 @@ class Parity:
         actual = seen.logits[start - 1 :]
         passed, note = judge_tokens(actual, tokens, expected, self.tolerance, exact=self.exact_greedy)
         yield Row("greedy", prompt.name, "tokens", None, passed, note, index)
+        yield self._choice(index, prompt, tokens, actual)
         peak = float(np.abs(expected).max())
         scatter = np.random.default_rng(0).integers(0, expected.size, SCATTERED)
         pairs = zip(expected.ravel()[scatter].tolist(), actual.ravel()[scatter].tolist(), strict=True)
@@ -122,6 +125,22 @@ class Parity:
             drift_noise=[] if followed.choices else (np.abs(steps - expected).max(-1) / peak).tolist(),
             scatter=list(pairs),
         )
+
+    def _choice(self, index: int, prompt: Prompt, tokens: np.ndarray, logits: np.ndarray) -> Row:
+        """The tokens that the candidate itself picks, which a device may do apart from the logits [count, vocab]."""
+        count = min(CHOSEN, len(tokens))
+        state = self.candidate.new_state(batch=1, capacity=len(prompt.ids) + count)
+        fed = [prompt.ids, *tokens[: count - 1, None]]
+        chosen = np.array([self.candidate.forward_greedy(ids[None], state)[0][0] for ids in fed])
+        own = logits[:count]
+        short = own.max(-1) - own[np.arange(count), chosen]
+        # computed twice, for all steps and for the last alone: not to the bit
+        wrong = np.flatnonzero(~(short <= self.tolerance.peak * np.abs(own).max(-1)))
+        note = ""
+        if len(wrong):
+            at = int(wrong[0])
+            note = f"token {chosen[at]} chosen at step {at + 1}, its own logits are highest for {own[at].argmax()}"
+        return Row("greedy", prompt.name, "choice", None, not len(wrong), note, index)
 
     def _judge_noise(self, report: Report) -> None:
         """Where a tolerance says how many times PyTorch's own noise is allowed, judge each prefill's logits by that."""

@@ -11,6 +11,8 @@ import numpy as np
 from kimi_deploy.errors import UsageError
 from kimi_deploy.text.tokenizer import Tokenizer
 
+LONG = "long"
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -33,7 +35,7 @@ def shipped_prompts(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: in
     return [
         *prompts,
         *_adversarial_prompts(tokenizer, vocab_size, max_tokens),
-        Prompt("long", np.resize(np.concatenate(encoded), long_tokens)),
+        Prompt(LONG, np.resize(np.concatenate(encoded), long_tokens)),
     ]
 
 

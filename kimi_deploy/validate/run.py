@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kimi_deploy import __version__
@@ -15,9 +15,10 @@ from kimi_deploy.runtime.open import find_backend, open_runner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
 from kimi_deploy.validate import quantized
+from kimi_deploy.validate.checks import PADDED
 from kimi_deploy.validate.diagnosis import where_to_look
 from kimi_deploy.validate.parity import Parity
-from kimi_deploy.validate.prompts import Prompt, longest, own_prompts, passages, shipped_prompts
+from kimi_deploy.validate.prompts import LONG, Prompt, longest, own_prompts, passages, shipped_prompts
 from kimi_deploy.validate.report import Failure, Report
 from kimi_deploy.validate.selection import Selection, command
 from kimi_deploy.validate.tolerances import tolerance
@@ -38,6 +39,22 @@ class Settings:
     provider: str = "cpu"
     threads: int | None = None
     selection: Selection = field(default_factory=Selection)
+
+    def within(self, capacity: int | None) -> Settings:
+        """These settings with sizes that a state of `capacity` tokens holds in every check; None is any."""
+        if capacity is None:
+            return self
+        most = min(self.max_tokens, max(1, capacity // 2))
+        return replace(
+            self,
+            max_tokens=most,
+            long_tokens=min(self.long_tokens, max(1, capacity - PADDED)),
+            greedy_tokens=min(self.greedy_tokens, max(1, capacity - most)),
+        )
+
+    def longest(self, prompt: Prompt) -> int:
+        """The most tokens of a shipped prompt."""
+        return self.long_tokens if prompt.name == LONG else self.max_tokens
 
     def command(self, model: Path, export: Path) -> list[str]:
         """The words of the command that runs the whole of this validation again."""
@@ -86,6 +103,10 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     prompts = shipped + own
     _check_selection(settings.selection, prompts, checkpoint.config.num_hidden_layers)
     candidate = open_runner(export, provider=settings.provider, threads=settings.threads)
+    settings = settings.within(candidate.largest_state[1])
+    shipped = [Prompt(p.name, p.ids[: settings.longest(p)]) for p in shipped]
+    own = [Prompt(p.name, p.ids[: settings.max_tokens]) for p in own]
+    prompts = shipped + own
     runtime = f"ONNX Runtime ({settings.provider})" if manifest.kind == "onnx" else str(manifest.details["backend"])
     scheme = quantized.scheme_of(manifest)
     parity = Parity(

@@ -23,8 +23,8 @@ from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.runtime.trt_runner import TrtRunner
+from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice, FakeSession, profile
 from tests.capabilities import needs_no_cuda, needs_tensorrt_rtx
-from tests.runtime.fake_tensorrt import FakeDevice, FakeSession, profile
 
 torch.set_num_threads(1)
 SMALL = ("--prefill", "sequence=1:8:16,capacity=32,batch=1,num_logits=1", "--decode", "capacity=32,batch=1")

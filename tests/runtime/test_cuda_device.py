@@ -18,9 +18,9 @@ from kimi_deploy.runtime.dlpack import DeviceTensor
 from kimi_deploy.runtime.trt_device import DeviceBuffer
 from kimi_deploy.runtime.trt_runner import TrtRunner
 from kimi_deploy.runtime.trt_session import ProfileLimits
+from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice, profile
 from tests.capabilities import needs_no_cuda
 from tests.runtime.conftest import greedy, random_ids, state_bytes
-from tests.runtime.fake_tensorrt import FakeDevice, profile
 from tests.runtime.hand_made_graph import hand_made_contract
 
 

@@ -22,9 +22,9 @@ from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.runtime.trt_runner import TrtRunner
 from kimi_deploy.validate.compare import compare
+from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice, FakeSession, profile
 from kimi_deploy.validate.tolerances import tolerance
 from tests.runtime.conftest import state_bytes
-from tests.runtime.fake_tensorrt import FakeDevice, FakeSession, profile
 from tests.runtime.test_example_script import run_script
 
 CLOSE = tolerance("graph_float32")

@@ -15,7 +15,7 @@ from kimi_deploy.errors import BackendError, EngineError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.runtime.trt_engine import TensorRtSession
 from kimi_deploy.runtime.trt_session import Sizes, choose_profile
-from tests.runtime.fake_tensorrt import FakeDevice
+from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice
 from tests.runtime.hand_made_graph import hand_made_contract
 
 CONTRACT = hand_made_contract()

@@ -16,8 +16,8 @@ from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.state import State
 from kimi_deploy.runtime.trt_runner import TrtRunner
 from kimi_deploy.runtime.trt_session import ProfileLimits
+from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice, FakeSession, profile
 from tests.runtime.conftest import greedy, random_ids, state_bytes
-from tests.runtime.fake_tensorrt import FakeDevice, FakeSession, profile
 from tests.runtime.hand_made_graph import write_hand_made_model
 
 PROFILES = (profile("prefill", 0, 4, 16, 300, 8), profile("decode", 1, 4, 1, 300, 1))

@@ -14,7 +14,7 @@ from tests.graph.conftest import no_progress
 
 
 def test_every_fault_is_caught_and_named_and_the_right_export_passes(model: Path, exported: Path) -> None:
-    control, *outcomes = run_self_test(model, exported, 1, no_progress)
+    control, *outcomes = run_self_test(model, exported, 1, no_progress, ("ort",))
     assert control.passed
     assert [o.fault for o in outcomes] == [f.name for f in FAULTS]
     assert [o for o in outcomes if not o.passed] == []
@@ -27,7 +27,7 @@ def test_every_fault_is_caught_and_named_and_the_right_export_passes(model: Path
 
 
 def test_following_expert_choices_hides_no_fault_of_a_16_bit_export(tiny: Path, tiny_float16: Path) -> None:
-    control, *outcomes = run_self_test(tiny, tiny_float16, 1, no_progress)
+    control, *outcomes = run_self_test(tiny, tiny_float16, 1, no_progress, ("ort",))
     assert control.passed
     assert [o.fault for o in outcomes] == [f.name for f in FAULTS if not f.fine]
     assert [o for o in outcomes if not o.passed] == []
@@ -38,7 +38,13 @@ def test_the_command_needs_no_model_and_reports_each_fault() -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["passed"] is True
-    assert len(found["faults"]) == len(FAULTS) + 1
+    names = {b: [f["fault"] for f in found["faults"] if f["backend"] == b] for b in ("ort", "trt")}
+    assert names["ort"] == ["none", *(f.name for f in FAULTS)]
+    # the same faults in the engine's graph, then those of its runner
+    assert names["trt"][: len(FAULTS) + 1] == names["ort"]
+    assert len(names["trt"]) == len(FAULTS) + 1 + 12
+    # each check is the first to see something, so that none can be left out unnoticed
+    assert {f["check"] for f in found["faults"]} >= set(self_test.CHECKS) - {"chunk-boundaries"}
 
 
 def test_a_fault_that_escapes_or_is_misnamed_fails(
@@ -52,7 +58,9 @@ def test_a_fault_that_escapes_or_is_misnamed_fails(
 
     harmless = Fault("nothing", lambda graph: Planted("nowhere", "prefill", ("logits",)))
     monkeypatch.setattr(self_test, "FAULTS", (harmless, Fault("misnamed", elsewhere)))
-    done = CliRunner().invoke(cli, ["validate", str(model), str(exported), "--self-test", "--threads", "1", "--json"])
+    done = CliRunner().invoke(
+        cli, ["validate", str(model), str(exported), "--self-test", "--backend", "ort", "--threads", "1", "--json"]
+    )
     assert done.exit_code == 1
     assert [(f["fault"], f["passed"], f["note"]) for f in json.loads(done.stdout)["faults"]] == [
         ("none", True, ""),
@@ -68,5 +76,5 @@ def test_a_broken_export_fails_as_its_own_control(
     next(f for f in FAULTS if f.name == "zeroed slice").plant(graph)
     graph.save(tmp_path / "broken")
     monkeypatch.setattr(self_test, "FAULTS", ())
-    (control,) = run_self_test(model, tmp_path / "broken", 1, no_progress)
+    (control,) = run_self_test(model, tmp_path / "broken", 1, no_progress, ("ort",))
     assert (control.passed, control.named) == (False, "fails")

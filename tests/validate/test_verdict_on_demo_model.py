@@ -9,6 +9,7 @@ import pytest
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
 from kimi_deploy.ops.flavours import FLAVOURS, Flavour
+from kimi_deploy.validate.faults.engine import Engine
 from kimi_deploy.validate.run import Settings, validate_export
 from tests.graph.conftest import export, no_progress
 
@@ -37,3 +38,19 @@ def test_the_demo_model_passes_with_every_body(flavour: Flavour, demo: Path) -> 
 def test_the_demo_model_passes_in_float16(tmp_path: Path) -> None:
     report = validate_export(DEMO, export(DEMO, tmp_path / "export", "float16"), QUICK, no_progress)
     assert report.passed, report.failure
+
+
+def test_the_demo_model_passes_in_the_engine_runner_within_the_engines_sizes(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More prompts than the engine has rows, and a longer one than it has capacity: cut to fit, not refused."""
+    engine = Engine(demo, Manifest.read(demo).source["checkpoint"])
+    monkeypatch.setattr("kimi_deploy.validate.run.open_runner", lambda *_, **__: engine.run_by())
+    report = validate_export(DEMO, demo, replace(QUICK, long_tokens=300, greedy_tokens=256, max_tokens=24), no_progress)
+    assert report.passed, report.failure
+    largest = engine.run_by().largest_state
+    assert largest == (4, 256)
+    assert len(report.facts["prompts"]) > 4
+    assert report.facts["prompts"][-1] == {"name": "long", "tokens": 249}
+    assert report.facts["greedy_tokens"] == 232
+    assert {r.check for r in report.rows} >= {"ragged-batch", "padding", "full-cache", "resume"}

@@ -14,6 +14,7 @@ from kimi_deploy.contract import METADATA_KEY, Dtype, GraphContract
 from kimi_deploy.errors import ValidationError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
+from kimi_deploy.ops.flavours import Flavour
 from kimi_deploy.ops.spec import DOMAIN, AttributeValue
 from kimi_deploy.runtime.ort_runner import MODEL_NAME
 
@@ -135,6 +136,11 @@ class Graph:
             output.name = f"fault.{self._names}"
         self.model.graph.append(again)
         return again
+
+    def set_bodies(self, flavour: Flavour) -> None:
+        """Exchange the bodies of all custom ops."""
+        set_bodies(self.model, flavour, self.dtype)
+        self.manifest = replace(self.manifest, details={**self.manifest.details, "body": flavour})
 
     def set_attribute(self, op: str, name: str, value: AttributeValue) -> None:
         """Change an attribute of every node of a custom op, and its body with it."""

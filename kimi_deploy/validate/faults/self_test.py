@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -15,9 +15,12 @@ from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
+from kimi_deploy.runtime.base import Runner
+from kimi_deploy.runtime.open import Backend
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
+from kimi_deploy.validate.faults.engine import Engine, engine_faults
 from kimi_deploy.validate.faults.graph import Graph
 from kimi_deploy.validate.parity import Parity
 from kimi_deploy.validate.prompts import Prompt, shipped_prompts
@@ -26,20 +29,34 @@ from kimi_deploy.validate.run import Progress
 from kimi_deploy.validate.selection import Selection
 from kimi_deploy.validate.tolerances import tolerance
 
-CHECKS = ("prefill", "split-prefill", "decode-steps", "ragged-batch", "padding", "resume", "full-cache")
+CHECKS = (
+    "prefill",
+    "split-prefill",
+    "decode-steps",
+    "ragged-batch",
+    "padding",
+    "chunk-boundaries",
+    "resume",
+    "full-cache",
+    "greedy",
+)
+SELF_TESTED: tuple[Backend, ...] = ("ort", "trt")
 _ERROR = 3
 PROMPTS = ("corpus 3", "one token", "random tokens")
 TOKENS = 40
+GREEDY = 12
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one fault: where it was `planted`, the `check` that caught it, the tensor it `named`, and why.
+    """What became of one fault, run by `backend`: where it was `planted`, the `check` that caught it, the tensor that
+    was `named`, and why.
 
     `passed`: it was caught, by the check and at the tensor where it is. The control, which has no fault, passed when
     nothing was caught.
     """
 
+    backend: Backend
     fault: str
     planted: str
     check: str
@@ -52,9 +69,16 @@ class Outcome:
 
 
 def run_self_test(
-    model: Path | None, export: Path | None, threads: int | None, progress: Progress
+    model: Path | None,
+    export: Path | None,
+    threads: int | None,
+    progress: Progress,
+    backends: Sequence[Backend] = SELF_TESTED,
 ) -> tuple[Outcome, ...]:
-    """The control and every fault in `FAULTS`, on `export` of `model` or, without them, on a small random model.
+    """A control and every fault, on `export` of `model` or, without them, on a small random model.
+
+    "ort" plants `FAULTS` in the export. "trt" plants them in the graph that `build-engine` makes of it, and
+    `engine_faults` in the engine's runner; ONNX Runtime takes TensorRT's place below that.
 
     In a 16-bit export faults finer than its rounding are not planted. Raises UsageError where the export is not one of
     the model, and ValidationError where a fault cannot be planted in it.
@@ -72,21 +96,32 @@ def run_self_test(
         if control.fingerprint != reference.fingerprint:
             raise UsageError("EXPORT was not made from MODEL", seen=control.fingerprint, expected=reference.fingerprint)
         bound = tolerance(f"graph_{dtype}")
-        parity = Parity(reference, control, bound, greedy_tokens=1, exact_greedy=dtype == "float32")
+        parity = Parity(reference, control, bound, greedy_tokens=GREEDY, exact_greedy=dtype == "float32")
         shipped = shipped_prompts(None, reference.contract.vocab_size, TOKENS, TOKENS)
         prompts = [p for p in shipped if p.name in PROMPTS]
         faults = [f for f in FAULTS if dtype == "float32" or not f.fine]
         # a changed graph may lose the in-place cache, and ONNX Runtime warns of each copy
         onnxruntime.set_default_logger_severity(_ERROR)
-        with progress("planting faults", len(faults) + 1, unit="faults") as advance:
-            report = _first_failing(parity, prompts)
-            named = "fails" if report else "passes"
-            outcomes = [Outcome("none", "", report.rows[0].check if report else "", named, "", report is None)]
-            for number, fault in enumerate(faults):
-                advance(1)
-                outcomes.append(_try(fault, exported, Path(scratch) / f"fault-{number}", parity, prompts, threads))
-            advance(1)
-        return tuple(outcomes)
+        engine = Engine(exported, reference.fingerprint) if "trt" in backends else None
+        of_runner = engine_faults(engine) if engine else ()
+        steps = len(backends) * (len(faults) + 1) + len(of_runner)
+        with progress("planting faults", steps, unit="faults") as advance:
+            trials = _Trials(parity, prompts, advance)
+            if "ort" in backends:
+                trials.control("ort", control)
+                for fault in faults:
+                    trials.graph_fault("ort", fault, exported, lambda f: OrtRunner(f, threads=threads))
+            if engine is not None:
+                trials.control("trt", engine.run_by())
+                graph = Graph(exported)
+                graph.set_bodies("primitive")
+                graph.save(Path(scratch) / "engine")
+                opened = partial(Engine, fingerprint=reference.fingerprint, bodies=False)
+                for fault in faults:
+                    trials.graph_fault("trt", fault, Path(scratch) / "engine", lambda f: opened(f).run_by())
+                for wrong in of_runner:
+                    trials.run("trt", wrong.name, wrong.planted, wrong.plant(engine))
+        return tuple(trials.outcomes)
 
 
 @contextmanager
@@ -102,32 +137,45 @@ def _subject(model: Path | None, export: Path | None, scratch: Path, progress: P
     yield scratch / "model", scratch / "export"
 
 
-def _try(
-    fault: Fault, export: Path, target: Path, parity: Parity, prompts: list[Prompt], threads: int | None
-) -> Outcome:
-    graph = Graph(export)
-    planted = fault.plant(graph)
-    graph.save(target)
-    parity.candidate = OrtRunner(target, threads=threads)
-    report = _first_failing(parity, prompts)
-    shutil.rmtree(target)
-    if report is None:
-        return Outcome(fault.name, planted.where, "", "", "escaped", False)
-    return _judge(fault, planted, report)
+class _Trials:
+    """Runs the checks on one candidate after the other and collects what became of each."""
 
+    def __init__(self, parity: Parity, prompts: list[Prompt], advance: Callable[[int], None]) -> None:
+        self._parity, self._prompts, self._advance = parity, prompts, advance
+        self.outcomes: list[Outcome] = []
 
-def _judge(fault: Fault, planted: Planted, report: Report) -> Outcome:
-    row = report.first_failure
-    assert row is not None
-    right = row.check == planted.check and row.tensor in planted.tensors
-    note = row.note if right else f"expected {planted.check}, {' or '.join(planted.tensors)}"
-    return Outcome(fault.name, planted.where, row.check, row.tensor, note, right)
+    def control(self, backend: Backend, right: Runner) -> None:
+        """A candidate without a fault, which must pass."""
+        report = self._failing(right)
+        check = report.rows[0].check if report else ""
+        self.outcomes.append(Outcome(backend, "none", "", check, "fails" if report else "passes", "", report is None))
 
+    def graph_fault(self, backend: Backend, fault: Fault, source: Path, opened: Callable[[Path], Runner]) -> None:
+        """`fault` in a copy of the export `source`, which is deleted again."""
+        graph = Graph(source)
+        planted = fault.plant(graph)
+        with tempfile.TemporaryDirectory(prefix="kimi-deploy-") as scratch:
+            graph.save(Path(scratch) / "fault")
+            self.run(backend, fault.name, planted, opened(Path(scratch) / "fault"))
 
-def _first_failing(parity: Parity, prompts: list[Prompt]) -> Report | None:
-    """The report of the first check that fails; None when every one passes."""
-    for check in CHECKS:
-        report = parity.run(prompts, "self-test", selection=Selection((check,)))
-        if not report.passed:
-            return report
-    return None
+    def run(self, backend: Backend, name: str, planted: Planted, wrong: Runner) -> None:
+        """A candidate with a fault, which must be caught where it was planted."""
+        report = self._failing(wrong)
+        if report is None:
+            self.outcomes.append(Outcome(backend, name, planted.where, "", "", "escaped", False))
+            return
+        row = report.first_failure
+        assert row is not None
+        right = row.check == planted.check and row.tensor in planted.tensors
+        note = row.note if right else f"expected {planted.check}, {' or '.join(planted.tensors)}"
+        self.outcomes.append(Outcome(backend, name, planted.where, row.check, row.tensor, note, right))
+
+    def _failing(self, candidate: Runner) -> Report | None:
+        """The report of the first check that fails; None when every one passes."""
+        self._parity.candidate = candidate
+        self._advance(1)
+        for check in CHECKS:
+            report = self._parity.run(self._prompts, "self-test", selection=Selection((check,)))
+            if not report.passed:
+                return report
+        return None

@@ -9,6 +9,7 @@ and must not elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,10 @@ class FakeDevice:
 
 
 class FakeSession:
-    """An "engine" of the graph in `model`. `runs` counts executions, `contexts` lists the profiles asked for."""
+    """An "engine" of the graph in `model`, or of the serialised `graph` with the weights beside that.
+
+    `runs` counts executions, `contexts` lists the profiles asked for.
+    """
 
     def __init__(
         self,
@@ -119,14 +123,22 @@ class FakeSession:
         profiles: tuple[ProfileLimits, ...],
         fingerprint: str,
         aliased: frozenset[str] = frozenset(),
+        *,
+        graph: bytes | None = None,
     ) -> None:
         ort.set_default_logger_severity(3)  # a cache that is not updated in place is what is wanted here
-        self.onnx: ort.InferenceSession = open_session(model, "cpu", 1, 0)
+        self.onnx: ort.InferenceSession = open_session(model, "cpu", 1, 0, graph=graph)
         self.contract: GraphContract = read_contract(self.onnx)
         self.device, self.profiles, self.fingerprint, self.aliased = device, profiles, fingerprint, aliased
         self.runs: list[str] = []
         self.contexts: list[str] = []
         self.fail_after: int | None = None
+
+    def on(self, device: FakeDevice, aliased: frozenset[str]) -> FakeSession:
+        """The same engine on another device."""
+        other = copy(self)
+        other.device, other.aliased, other.runs, other.contexts = device, aliased, [], []
+        return other
 
     def new_context(self, profile: ProfileLimits) -> FakeContext:
         self.contexts.append(profile.name)
