@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 @click.command("generate")
 @folder_argument("folder")
 @click.option("--prompt", help="The prompt; without one, standard input is the prompt.")
+@click.option(
+    "--prompt-ids",
+    metavar="IDS",
+    help="The prompt as token ids, as 1,2,3: what follows is printed as ids too, and the folder needs no tokenizer.",
+)
 @click.option("--prompts-file", type=NamedPath(path_type=Path), help="A batch: one prompt per line, in UTF-8.")
 @click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template, as a user's message.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="Per prompt.")
@@ -61,9 +66,11 @@ def generate_command(folder: Path, **options: Any) -> None:
 
     from kimi_deploy.runtime.open import open_runner
     from kimi_deploy.runtime.text_generation import TextGenerator
+    from kimi_deploy.text.token_ids import TokenIds
 
     runner = open_runner(folder, options["backend"], provider=options["provider"], threads=options["threads"])
-    generator = TextGenerator(folder, runner)
+    as_ids = options["prompt_ids"] is not None
+    generator = TextGenerator(folder, runner, TokenIds(runner.contract.vocab_size) if as_ids else None)
     ids = [generator.encode(p, chat=options["chat"]) for p in prompts]
     state = None
     if options["load_state"] is not None:
@@ -106,8 +113,11 @@ def _check(options: dict[str, Any]) -> None:
     def refuse(what: str, fix: str) -> None:
         raise UsageError(what, fix=fix)
 
-    if options["prompt"] is not None and options["prompts_file"] is not None:
-        refuse("--prompt and --prompts-file together", "give one of them")
+    given = [name for name in ("prompt", "prompt_ids", "prompts_file") if options[name] is not None]
+    if len(given) > 1:
+        refuse(" and ".join(f"--{name.replace('_', '-')}" for name in given) + " together", "give one of them")
+    if options["chat"] and options["prompt_ids"] is not None:
+        refuse("a chat template is made of text, --prompt-ids is not", "give the prompt as text, or leave out --chat")
     if options["greedy"] and options["temperature"]:
         refuse("--greedy with a --temperature above 0", "give one of them")
     if not options["temperature"] and (options["top_k"] or options["top_p"] != 1):
@@ -137,8 +147,9 @@ def _check_writable(path: Path) -> None:
 
 
 def _prompts(options: dict[str, Any]) -> list[str]:
-    if options["prompt"] is not None:
-        return [options["prompt"]]
+    for one in (options["prompt"], options["prompt_ids"]):
+        if one is not None:
+            return [one]
     path = options["prompts_file"]
     if path is None:
         if options["load_state"] is not None:

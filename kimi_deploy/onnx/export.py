@@ -29,7 +29,6 @@ from kimi_deploy.onnx.quantize import quantize_graph, quantize_weights
 from kimi_deploy.onnx.weight_files import (
     Layout,
     attach,
-    check_weights,
     lay_out,
     layout_of,
     link_checkpoint_files,
@@ -118,11 +117,10 @@ def export_model(
             reserve(layout.sizes | linked, target)
             saved = check_graph(target / MODEL_NAME, contract)
             link_checkpoint_files(linked, folder, target)
-            what = "writing the rest of the weights" if journal.resumed else "writing weights"
-            with progress(what, plan.nbytes) as advance:
-                digests = write_weights(plan, layout, target, journal, advance)
-        with progress("checking every weight", sum(layout.sizes.values())) as advance:
-            hashes = check_weights(plan, layout_of(saved, plan, target), target, digests, advance)
+            what = "the rest of the weights" if journal.resumed else "every weight"
+            with progress(f"writing and checking {what}", sum(layout.sizes.values())) as advance:
+                stored = layout_of(saved, plan, target)
+                hashes = write_weights(plan, layout, stored, target, journal, advance)
         for name in ("config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)

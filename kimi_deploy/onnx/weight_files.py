@@ -1,5 +1,8 @@
 """Weight files beside a graph: laid out, filled piece by piece in the checkpoint's order, resumed, read back.
 
+What is written is read back close behind, while the operating system still has it in memory: a second pass over files
+larger than the memory would cost as much as reading the checkpoint again.
+
 In memory at a time: what the pieces in flight hold (`IN_FLIGHT_BYTES`, or one piece that is larger), whatever the
 model's size.
 """
@@ -31,8 +34,8 @@ _LARGE_BYTES, _LARGE_ALIGNMENT, _ALIGNMENT = 1 << 20, 4096, 64
 _BLOCK = 1 << 20
 _BLOCKS_AHEAD = 8
 
-Digests = Mapping[int, tuple[str, ...]]
-"""sha256 of each region of each piece, by the piece's place in `WeightPlan.pieces`."""
+Digests = Callable[[int], tuple[str, ...]]
+"""sha256 of each region of a piece, by its place in `WeightPlan.pieces`; may wait until the piece is written."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,16 @@ def reserve(sizes: Mapping[str, int], folder: Path) -> None:
 
 
 def write_weights(
-    plan: WeightPlan, layout: Layout, folder: Path, journal: Journal, progress: Callable[[int], None]
-) -> Digests:
-    """Fill the reserved files and return the digest of every region, from the bytes in memory.
+    plan: WeightPlan, layout: Layout, stored: Layout, folder: Path, journal: Journal, progress: Callable[[int], None]
+) -> dict[str, str]:
+    """Fill the reserved files of `layout`, check them against the bytes in memory, and return the sha256 of each.
 
-    Pieces that `journal` says are finished are read back, and done again where they differ. `progress` is called with
-    a piece's bytes once it is written. Raises CheckpointError as the pieces do, and OSError of the disk.
+    The check (`check_weights`) looks where the graph has its weights, `stored`. Pieces that `journal` says are finished
+    are read back, and done again where they differ. `progress` is called with bytes that are written and checked.
+    Raises CheckpointError as the pieces do, ExportError as `check_weights`, and OSError of the disk.
     """
     pieces = plan.pieces
     budget = _Budget(IN_FLIGHT_BYTES)
-    digests: dict[int, tuple[str, ...]] = {}
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("r+b", buffering=0)) for name in layout.sizes}
 
@@ -156,15 +159,16 @@ def write_weights(
                 journal.record(index, digest)
                 return digest
 
+        checker = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="check"))
         # a thread per core, as the work is copying and hashing
-        pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="weights")
-        stack.callback(pool.shutdown, cancel_futures=True)
-        futures = {pool.submit(work, index): index for index in range(len(pieces))}
-        for future in as_completed(futures):
-            index = futures.pop(future)
-            digests[index] = future.result()
-            progress(pieces[index].nbytes)
-    return digests
+        writers = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="weights")
+        # cancelling what is not begun also ends a check that waits for it
+        stack.callback(writers.shutdown, cancel_futures=True)
+        written = [writers.submit(work, index) for index in range(len(pieces))]
+        checked = checker.submit(check_weights, plan, stored, folder, lambda i: written[i].result(), progress)
+        for future in as_completed([*written, checked]):
+            future.result()
+        return checked.result()
 
 
 def _write(piece: Piece, place: Callable[[Region], tuple[int, int]]) -> tuple[str, ...]:
@@ -257,30 +261,31 @@ def layout_of(model: ir.Model, plan: WeightPlan, folder: Path) -> Layout:
 def check_weights(
     plan: WeightPlan, layout: Layout, folder: Path, digests: Digests, progress: Callable[[int], None]
 ) -> dict[str, str]:
-    """Read every weight file once: every region has its digest. Returns the sha256 of each file.
+    """Read every weight file once, from its beginning: every region has its digest. Returns the sha256 of each file.
 
     Comparing counts, names or shapes would miss a dropped or swapped expert. `progress` is called with the bytes read.
     Raises ExportError naming the first initializer whose bytes differ.
     """
     segments: dict[str, list[_Segment]] = {name: [] for name in layout.sizes}
     for index, piece in enumerate(plan.pieces):
-        for region, digest in zip(piece.regions, digests[index], strict=True):
+        for number, region in enumerate(piece.regions):
             place = layout.places[region.initializer]
             start = place.offset + region.offset
-            segments[place.file].append(_Segment(start, start + region.nbytes, region, digest))
-    return {name: _check_file(folder / name, sorted(parts), progress) for name, parts in segments.items()}
+            segments[place.file].append(_Segment(start, start + region.nbytes, region, index, number))
+    return {name: _check_file(folder / name, sorted(parts), digests, progress) for name, parts in segments.items()}
 
 
 class _Segment(NamedTuple):
-    """Bytes `start` to `end` of a file that a region should fill, and their digest."""
+    """Bytes `start` to `end` of a file that `region`, the one of that `number` of a piece, should fill."""
 
     start: int
     end: int
     region: Region
-    digest: str
+    piece: int
+    number: int
 
 
-def _check_file(path: Path, segments: Sequence[_Segment], progress: Callable[[int], None]) -> str:
+def _check_file(path: Path, segments: Sequence[_Segment], digests: Digests, progress: Callable[[int], None]) -> str:
     """The file's sha256, computed beside the segments' by a second thread, so that it is read once."""
     whole = hashlib.sha256()
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(max_workers=1) as pool:
@@ -297,10 +302,11 @@ def _check_file(path: Path, segments: Sequence[_Segment], progress: Callable[[in
         for segment in segments:
             for _ in blocks(segment.start):
                 pass
+            expected = digests(segment.piece)[segment.number]
             digest = hashlib.sha256()
             for block in blocks(segment.end):
                 digest.update(block)
-            if digest.hexdigest() != segment.digest:
+            if digest.hexdigest() != expected:
                 raise ExportError(
                     f"{segment.region.initializer} holds other values than the checkpoint",
                     seen=f"bytes {segment.region.offset} to {segment.region.offset + segment.region.nbytes} differ",

@@ -33,10 +33,13 @@ class Completion:
 class TextGenerator:
     """Completes prompts with a runner and what its folder says about text."""
 
-    def __init__(self, folder: Path, runner: Runner) -> None:
-        """Raises ConfigError or TokenizerError when the folder's files cannot be used."""
+    def __init__(self, folder: Path, runner: Runner, tokenizer: Tokenizer | None = None) -> None:
+        """`tokenizer` is used instead of the folder's, which is then not opened.
+
+        Raises ConfigError or TokenizerError when the folder's files cannot be used.
+        """
         self._folder, self._runner = folder, runner
-        self._tokenizer: Tokenizer = load_tokenizer(folder)
+        self._tokenizer: Tokenizer = tokenizer or load_tokenizer(folder)
         self.stop_ids = stop_token_ids(KimiLinearConfig.from_folder(folder), self._tokenizer, folder)
 
     def encode(self, prompt: str, *, chat: bool = False) -> list[int]:

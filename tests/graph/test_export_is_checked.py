@@ -41,7 +41,7 @@ def check(folder: Path, model: Path) -> None:
         index: tuple(hashlib.sha256(value.tobytes()).hexdigest() for value in piece.produce())
         for index, piece in enumerate(plan.pieces)
     }
-    check_weights(plan, layout_of(graph, plan, folder), folder, digests, lambda n: None)
+    check_weights(plan, layout_of(graph, plan, folder), folder, digests.__getitem__, lambda n: None)
 
 
 def edit(folder: Path, change: Callable[[onnx.ModelProto], None]) -> None:

@@ -1,6 +1,7 @@
 """`kimi-deploy generate`: streams, batches, resumes, and refuses what makes no sense before loading anything."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kimi_deploy.cli.generate import generate_command
-from kimi_deploy.errors import KimiDeployError, ManifestError, StateError, UsageError
+from kimi_deploy.errors import KimiDeployError, ManifestError, StateError, TokenizerError, UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.runtime.generation import generate
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.sampling import Sampling
@@ -47,6 +49,20 @@ def test_the_text_is_that_of_the_runners_tokens(folder: Path) -> None:
     streamed = run(folder, "--prompt", "Hello", "--max-new-tokens", 20, *WARM)
     assert streamed.stdout == one["text"] + "\n"
     assert "5 prompt tokens" in streamed.stderr
+
+
+def test_token_ids_need_no_tokenizer_and_are_answered_with_ids(folder: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "tokenizer_config.json").unlink()
+    manifest = Manifest.read(bare)
+    manifest.write(bare)
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        run(bare, "--prompt", "Hello")
+    (text,) = as_json(folder, "--prompt", "Hello", "--max-new-tokens", 20, *WARM)["results"]
+    arguments = ("--prompt-ids", ", ".join(map(str, b"Hello")), "--max-new-tokens", 20, *WARM)
+    (ids,) = as_json(bare, *arguments)["results"]
+    assert ids["tokens"] == text["tokens"]
+    assert run(bare, *arguments).stdout.split() == [str(i) for i in text["tokens"]]
 
 
 def test_standard_input_is_a_prompt(folder: Path) -> None:
@@ -118,6 +134,11 @@ def test_a_prompt_can_follow_a_saved_state(folder: Path, tmp_path: Path) -> None
 
 REFUSED: dict[str, tuple[list[str], type[KimiDeployError], str]] = {
     "two prompts": (["--prompt", "a", "--prompts-file", "b"], UsageError, "together"),
+    "two kinds of prompt": (["--prompt", "a", "--prompt-ids", "1"], UsageError, "--prompt and --prompt-ids together"),
+    "chat of ids": (["--prompt-ids", "1", "--chat"], UsageError, "chat template"),
+    "ids that are none": (["--prompt-ids", "1,x"], UsageError, "'x'"),
+    "no ids": (["--prompt-ids", ""], UsageError, "something else"),
+    "an id out of range": (["--prompt-ids", "1 272"], UsageError, "0 to 271"),
     "greedy and warm": (["--prompt", "a", "--greedy", "--temperature", "1"], UsageError, "--greedy"),
     "top-k without temperature": (["--prompt", "a", "--top-k", "5"], UsageError, "temperature 0"),
     "negative temperature": (["--prompt", "a", "--temperature", "-1"], UsageError, "out of range"),
