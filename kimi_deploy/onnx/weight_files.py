@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -166,7 +166,8 @@ def write_weights(
         stack.callback(writers.shutdown, cancel_futures=True)
         written = [writers.submit(work, index) for index in range(len(pieces))]
         checked = checker.submit(check_weights, plan, stored, folder, lambda i: written[i].result(), progress)
-        for future in as_completed([*written, checked]):
+        everything: list[Future[Any]] = [*written, checked]
+        for future in as_completed(everything):
             future.result()
         return checked.result()
 
