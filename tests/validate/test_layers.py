@@ -1,5 +1,6 @@
 """Layer by layer: an honest export passes, float32 and quantised, and a fault is reported for the layer it is in."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
+from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import UsageError, ValidationError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
@@ -76,7 +79,11 @@ def test_a_wrong_weight_is_reported_for_its_layer_alone(
     values *= np.float32(1.01)
     values.flush()
     Manifest.read(folder).write(folder)
-    failed = {row.tensor for row in layers(model, folder) if not row.passed}
+    done = CliRunner().invoke(
+        cli, ["validate", str(model), str(folder), "--layer-by-layer", "--threads", "1", "--json"]
+    )
+    assert done.exit_code == 1
+    failed = {row["tensor"] for row in json.loads(done.stdout)["rows"] if not row["passed"]}
     assert failed == {f"{layer}.output"}
 
 
