@@ -15,6 +15,7 @@ DEMO = Path(__file__).parents[2] / "models" / "demo"
 CALLS = {
     "export": [["MISSING", "-o", "OUT"]],
     "build-engine": [["MISSING", "-o", "OUT"]],
+    "refit": [["MISSING", "MISSING", "-o", "OUT"]],
     "generate": [["MISSING", "--prompt", "x"]],
     "validate": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
     "inspect": [["MISSING"]],
