@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from kimi_deploy.bench.host_glue import host_glue
 from kimi_deploy.errors import UsageError
 from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.runtime.ort_runner import MODEL_NAME, OrtRunner
@@ -27,14 +28,17 @@ def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads:
     """Profile a prefill of `prompt` tokens (three times) and `steps` decode steps after it, batch 1.
 
     Writes profile.json, prefill-trace.json and decode-trace.json (Chrome's trace format, which Perfetto opens) to
-    `folder` and returns what profile.json holds: mean seconds a call by operator and by layer, largest first, and bytes
-    by component. Profiling itself adds a microsecond or two to every operator, so small ones look larger than they are.
+    `folder` and returns what profile.json holds: mean seconds a call by operator and by layer, largest first, bytes by
+    component, and the host glue of a decode step, which is measured without profiling. Profiling itself adds a
+    microsecond or two to every operator, so small ones look larger than they are.
     Raises UsageError when `folder` is a file or cannot be made, and the errors of OrtRunner.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError("the folder for the profile cannot be made", seen=f"{folder}: {error.strerror}") from error
+    # first: sessions that still live, with threads of their own, would disturb it
+    glue = host_glue(export, prompt, steps, threads)
     graph = onnx.load(export / MODEL_NAME, load_external_data=False).graph
     phases, traces = {}, []
     for phase in ("prefill", "decode"):
@@ -59,6 +63,7 @@ def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads:
         "steps": steps,
         "threads": threads,
         "phases": phases,
+        "host_glue_seconds": glue,
         "memory": {
             "weights": sum(f.stat().st_size for f in export.glob("weights*")),
             "state": state.nbytes,

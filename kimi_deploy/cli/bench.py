@@ -301,6 +301,8 @@ def _profile(export: Path, folder: Path, prompt: int, steps: int, threads: int, 
             for name, entry in list(result[kind].items())[: 12 if kind == "operators" else None]
         ]
         print_table(("operator or layer", "ms", "share", "kernels"), rows)
+    glue = {name: seconds * 1e6 for name, seconds in report["host_glue_seconds"].items()}
+    click.echo("host glue of a decode step: {median:.0f} us ({p10:.0f}, {p90:.0f})".format(**glue))
     memory = report["memory"]
     click.echo(", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in memory.items()))
     click.echo(f"traces for https://ui.perfetto.dev: {', '.join(report['traces'])}")

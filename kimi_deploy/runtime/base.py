@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,15 +17,16 @@ from kimi_deploy.runtime.state_file import load_snapshot
 from kimi_deploy.runtime.storage import Storage
 
 DEFAULT_CAPACITY = 4096
+_INT64 = np.dtype(np.int64)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A checked call, C-contiguous: input_ids int64 [batch, sequence], sequence_lengths and past_lengths int32
     [batch], logits_indices int64 [batch, num_logits].
 
-    `past_lengths` is where the graph writes. For a row that takes no step it may be below the row's length, so that
-    its padded steps, which change nothing, stay inside the cache.
+    `past_lengths` is where the graph writes; it may be the state's own array, which changes after the run only. For a
+    row that takes no step it may be below the row's length, so that its padded steps, which change nothing, stay inside
+    the cache.
     """
 
     input_ids: np.ndarray
@@ -118,7 +119,7 @@ class Runner(ABC):
         """
         call = check_call(self, input_ids, state, sequence_lengths, logits_indices)
         logits = self._run(call, state)
-        state.lengths += call.sequence_lengths
+        _advance(state.lengths, call.sequence_lengths)
         return logits
 
     def forward_greedy(
@@ -131,8 +132,14 @@ class Runner(ABC):
         """
         call = check_call(self, input_ids, state, sequence_lengths, None)
         chosen = self._run_greedy(call, state)
-        state.lengths += call.sequence_lengths
+        _advance(state.lengths, call.sequence_lengths)
         return chosen
+
+
+def _advance(lengths: np.ndarray, steps: np.ndarray) -> None:
+    """Add the steps taken, in plain numbers: the first NumPy arithmetic after a step waits for its code from memory."""
+    for row, (before, taken) in enumerate(zip(lengths.tolist(), steps.tolist(), strict=True)):
+        lengths[row] = before + taken
 
 
 def check_call(
@@ -144,6 +151,10 @@ def check_call(
 ) -> Call:
     """Check the arguments of `Runner.forward` and complete them; raises as it says."""
     _check_state(runner, state)
+    if sequence_lengths is None and logits_indices is None:
+        step = _sound_step(runner.contract.vocab_size, input_ids, state)
+        if step is not None:
+            return step
     top = runner.contract.vocab_size - 1
     ids = _integers("input_ids", input_ids, np.int64, (state.batch, None), top, "token ids below the vocabulary size")
     batch, steps = ids.shape
@@ -166,6 +177,37 @@ def check_call(
         meaning = "steps of this call"
         indices = _integers("logits_indices", logits_indices, np.int64, (batch, None), steps - 1, meaning)
     return Call(ids, lengths, _past_lengths(state, lengths, steps), indices)
+
+
+def _sound_step(vocab_size: int, ids: np.ndarray, state: State) -> Call | None:
+    """The call of one token per row, or None for any other, which the full checks then complete or refuse.
+
+    A decode step finds the processor's caches full of weights, so that every line and every object costs: this looks at
+    all that the full checks look at, but with few of either.
+    """
+    if type(ids) is not np.ndarray or ids.dtype is not _INT64 or not ids.flags.c_contiguous:
+        return None
+    past = state.lengths
+    if ids.shape != (len(past), 1):
+        return None
+    if len(past) == 1:
+        token = highest = ids.item()
+        longest = past.item()
+    else:
+        numbers = ids.ravel().tolist()
+        token, highest, longest = min(numbers), max(numbers), max(past.tolist())
+    if token < 0 or highest >= vocab_size or longest >= state.capacity:
+        return None
+    lengths, indices = _step_constants(len(past))
+    return Call(ids, lengths, past, indices)
+
+
+@lru_cache(maxsize=16)
+def _step_constants(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """sequence_lengths and logits_indices of one token per row. All calls share them, so they are read-only."""
+    lengths, indices = np.ones(batch, np.int32), np.zeros((batch, 1), np.int64)
+    lengths.flags.writeable = indices.flags.writeable = False
+    return lengths, indices
 
 
 def _check_state(runner: Runner, state: State) -> None:

@@ -9,6 +9,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from kimi_deploy.contract import (
+    CAPACITY,
     INPUT_IDS,
     LOGITS,
     LOGITS_INDICES,
@@ -25,6 +26,30 @@ _ELEMENT_TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
+
+
+class _Prefix:
+    """The part of a latent cache that one step uses, bound by each.
+
+    `IOBinding.bind_input` and `bind_output` look up the device by its name in every call, which takes longer than the
+    binding itself inside a decode step, with cold caches. So this calls what they call.
+    """
+
+    def __init__(
+        self, binding: ort.IOBinding, state: StateTensor, device: str, device_id: int, past: int, present: int
+    ) -> None:
+        self._bind_input, self._bind_output = binding._iobinding.bind_input, binding._iobinding.bind_output
+        self._past_name, self._present_name = state.past_name, state.present_name
+        self._device = _c_device(device, device_id)
+        self._element = _ELEMENT_TYPES[state.dtype]
+        self._past, self._present = past, present
+        self._shape, self._axis = list(state.shape(1, 0)), state.dims.index(CAPACITY)
+
+    def bind(self, used: int) -> None:
+        """Bind the first `used` tokens."""
+        self._shape[self._axis] = used
+        self._bind_input(self._past_name, self._device, self._element, self._shape, self._past)
+        self._bind_output(self._present_name, self._device, self._element, self._shape, self._present)
 
 
 class Step:
@@ -47,21 +72,21 @@ class Step:
         present: Mapping[str, int],
     ) -> None:
         self._session, self._contract = session, contract
-        self._device = (device, device_id)
-        self._past, self._present = past, present
+        self._device = device
         self._binding: ort.IOBinding = session.io_binding()
         self._inputs: dict[str, np.ndarray] = {}
-        self._logits = np.empty((0, 0, 0), np.float32)
-        self._prefixes = [s for s in contract.states if s.kind == "latent" and batch == 1]
+        self._bind_output, self._host = self._binding._iobinding.bind_output, _c_device("cpu", 0)
+        self._constants: dict[str, np.ndarray] = {}
+        self._has_past_lengths = contract.has_latent
+        self._prefixes: list[_Prefix] = []
         for state in contract.states:
-            if state not in self._prefixes:
-                self._bind_state(state, state.shape(batch, capacity))
-
-    def _bind_state(self, state: StateTensor, shape: tuple[int, ...]) -> None:
-        element = _ELEMENT_TYPES[state.dtype]
-        past, present = self._past[state.past_name], self._present[state.past_name]
-        self._binding.bind_input(state.past_name, *self._device, element, shape, past)
-        self._binding.bind_output(state.present_name, *self._device, element, shape, present)
+            element = _ELEMENT_TYPES[state.dtype]
+            addresses = past[state.past_name], present[state.past_name]
+            shape = state.shape(batch, capacity)
+            self._binding.bind_input(state.past_name, device, device_id, element, shape, addresses[0])
+            self._binding.bind_output(state.present_name, device, device_id, element, shape, addresses[1])
+            if state.kind == "latent" and batch == 1:
+                self._prefixes.append(_Prefix(self._binding, state, device, device_id, *addresses))
 
     def run(self, call: Call) -> np.ndarray:
         """Logits float32 [batch, num_logits, vocab] of a checked call, in an array of their own.
@@ -71,11 +96,16 @@ class Step:
         self._set_input(INPUT_IDS, call.input_ids)
         self._set_input(SEQUENCE_LENGTHS, call.sequence_lengths)
         self._set_input(LOGITS_INDICES, call.logits_indices)
-        if self._contract.has_latent:
+        if self._has_past_lengths:
             self._set_input(PAST_LENGTHS, call.past_lengths)
-        for state in self._prefixes:
-            self._bind_state(state, state.shape(1, int(call.past_lengths[0]) + call.input_ids.shape[1]))
-        self._bind_logits((*call.logits_indices.shape, self._contract.vocab_size))
+        if self._prefixes:
+            used = call.past_lengths.item() + call.input_ids.shape[1]
+            for prefix in self._prefixes:
+                prefix.bind(used)
+        # a new array in each call: to bind one takes less than to copy what it holds afterwards
+        logits = np.empty((*call.logits_indices.shape, self._contract.vocab_size), np.float32)
+        address = logits.__array_interface__["data"][0]
+        self._bind_output(LOGITS, self._host, TensorProto.FLOAT, logits.shape, address)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
@@ -84,18 +114,23 @@ class Step:
                 seen=str(error).splitlines()[0][:400],
                 fix="check free memory; a long prompt takes less in smaller chunks",
             ) from error
-        return self._logits.copy()
+        return logits
 
     def _set_input(self, name: str, value: np.ndarray) -> None:
+        if self._constants.get(name) is value:
+            return
         bound = self._inputs.get(name)
         # a device with its own memory copies an input when it is bound, so there it is bound anew each time
-        if bound is not None and bound.shape == value.shape and self._device[0] == "cpu":
+        if bound is not None and bound.shape == value.shape and self._device == "cpu":
             bound[...] = value
         else:
             self._inputs[name] = value.copy()
             self._binding.bind_cpu_input(name, self._inputs[name])
+        if value.flags.writeable:
+            self._constants.pop(name, None)
+        else:
+            self._constants[name] = value
 
-    def _bind_logits(self, shape: tuple[int, ...]) -> None:
-        if self._logits.shape != shape:
-            self._logits = np.empty(shape, np.float32)
-            self._binding.bind_output(LOGITS, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+
+def _c_device(device: str, device_id: int) -> object:
+    return ort.OrtDevice.make(device, device_id)._get_c_device()

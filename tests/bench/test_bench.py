@@ -146,6 +146,8 @@ def test_a_profile_gives_every_kernel_to_an_operator_and_a_layer(folders: tuple[
         assert 0 < result["kernel_seconds"] < result["seconds"]
         events = json.loads(Path(trace).read_text(encoding="utf-8"))
         assert {"ts", "dur", "ph", "name", "pid", "tid"} <= events[-1].keys()
+    glue = report["host_glue_seconds"]
+    assert 0 < glue["p10"] <= glue["median"] <= glue["p90"] < report["phases"]["decode"]["seconds"]
 
 
 def test_llama_cpp_needs_its_own_source_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:

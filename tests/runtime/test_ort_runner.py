@@ -123,6 +123,40 @@ def test_logits_of_one_call_survive_the_next(runner: OrtRunner) -> None:
     np.testing.assert_array_equal(first, copy)
 
 
+def test_a_bad_single_step_is_refused_as_a_bad_prefill_is(any_runner: OrtRunner) -> None:
+    state = any_runner.new_state(2, 4)
+    any_runner.forward(random_ids(2, 3), state)
+    before = state_bytes(state)
+    for ids, seen in (
+        (np.array([[1], [-1]]), "-1 at [1, 0]"),
+        (np.array([[VOCAB], [1]]), f"{VOCAB} at [0, 0]"),
+        (np.array([[1]]), "(1, 1)"),
+        (np.array([[1.0], [1.0]]), "float64"),
+    ):
+        with pytest.raises(ContractError) as error:
+            any_runner.forward(ids, state)
+        assert seen in str(error.value.seen)
+        assert state_bytes(state) == before
+    any_runner.forward(random_ids(2, 1), state)
+    full = state_bytes(state)
+    with pytest.raises(StateError, match="full"):
+        any_runner.forward(random_ids(2, 1), state)
+    assert state.lengths.tolist() == [4, 4]
+    assert state_bytes(state) == full
+
+
+def test_steps_of_every_form_of_ids_and_arguments_agree(any_runner: OrtRunner) -> None:
+    ids = random_ids(1, 6)
+    plain, other = any_runner.new_state(1, 8), any_runner.new_state(1, 8)
+    one, first = np.array([1], np.int32), np.array([[0]])
+    for i, arguments in enumerate(((), (one,), (None, first), (one, first), (), ())):
+        token = ids[:, i : i + 1]
+        expected = any_runner.forward(token, plain)
+        form = token.astype(np.int32) if i % 2 else token
+        np.testing.assert_array_equal(any_runner.forward(form, other, *arguments), expected)
+        assert state_bytes(other) == state_bytes(plain)
+
+
 def test_wanted_logits_are_those_of_the_asked_steps(runner: OrtRunner) -> None:
     ids = random_ids(2, 6)
     every = runner.forward(ids, runner.new_state(2, 8), logits_indices="all")
