@@ -93,10 +93,22 @@ def _make(temporary: Path, target: Path) -> None:
 
 def _take_place(temporary: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    # a name that outlives a power cut must not stand for bytes that do not
+    for path in (*temporary.rglob("*"), temporary):
+        _to_disk(path)
     if target.exists():
         os.replace(target, old)
     os.replace(temporary, target)
+    _to_disk(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _check_replaceable(target: Path, overwrite: bool, known: Known) -> None:

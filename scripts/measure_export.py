@@ -70,7 +70,7 @@ def measure_throughput(model: Path, work: Path, rounds: int, options: list[str])
 
 
 def export(model: Path, output: Path, options: list[str]) -> dict[str, Any]:
-    """Run export to its end and sync; wall seconds in all and by phase, and the peak of its resident memory."""
+    """Run export to its end and sync; wall seconds in all and by phase, its cores' seconds and peak resident memory."""
     start = time.monotonic()
     process = subprocess.Popen(command(model, output, options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -93,6 +93,7 @@ def export(model: Path, output: Path, options: list[str]) -> dict[str, Any]:
     return {
         "seconds": round(synced - start, 1),
         "phases": {name: round(seconds, 1) for name, seconds in phases.items()},
+        "core_seconds": {"user": round(usage.ru_utime, 1), "system": round(usage.ru_stime, 1)},
         "peak_resident_bytes": usage.ru_maxrss * 1024,
     }
 

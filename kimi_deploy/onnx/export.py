@@ -91,7 +91,7 @@ def export_model(
         linked = {span.tensor.file: (folder / span.tensor.file).stat().st_size for span in in_place.values()}
         # here only so that a refusal comes before the work
         link_checkpoint_files(linked, folder, target)
-        with progress("tracing the model", None):
+        with progress("tracing the model", None), checkpoint.read_ahead():
             model = _build_graph(checkpoint, contract, in_place)
             plan = plan_weights(model, checkpoint, dtype, in_place)
             details: dict[str, Any] = {"dtype": dtype, "body": flavour}

@@ -9,7 +9,7 @@ from types import TracebackType
 
 
 class Journal:
-    """The finished pieces of one export, with the sha256 of each of their regions.
+    """The finished pieces of one export, with the digest of each of their regions.
 
     A journal belongs to a `fingerprint`: one of another export, or one that cannot be read, is begun anew. A piece is
     recorded after its bytes were handed to the operating system, so a killed process loses nothing that is recorded;
