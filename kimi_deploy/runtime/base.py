@@ -138,8 +138,9 @@ class Runner(ABC):
 
 def _advance(lengths: np.ndarray, steps: np.ndarray) -> None:
     """Add the steps taken, in plain numbers: the first NumPy arithmetic after a step waits for its code from memory."""
-    for row, (before, taken) in enumerate(zip(lengths.tolist(), steps.tolist(), strict=True)):
-        lengths[row] = before + taken
+    before, taken = lengths.tolist(), steps.tolist()
+    for row in range(len(before)):
+        lengths[row] = before[row] + taken[row]
 
 
 def check_call(

@@ -27,6 +27,8 @@ _ELEMENT_TYPES = {
     "bfloat16": TensorProto.BFLOAT16,
 }
 
+_SPARE_LOGITS = 8
+
 
 class _Prefix:
     """The part of a latent cache that one step uses, bound by each.
@@ -77,6 +79,7 @@ class Step:
         self._inputs: dict[str, np.ndarray] = {}
         self._bind_output, self._host = self._binding._iobinding.bind_output, _c_device("cpu", 0)
         self._constants: dict[str, np.ndarray] = {}
+        self._spare: list[tuple[np.ndarray, int]] = []
         self._has_past_lengths = contract.has_latent
         self._prefixes: list[_Prefix] = []
         for state in contract.states:
@@ -102,9 +105,7 @@ class Step:
             used = call.past_lengths.item() + call.input_ids.shape[1]
             for prefix in self._prefixes:
                 prefix.bind(used)
-        # a new array in each call: to bind one takes less than to copy what it holds afterwards
-        logits = np.empty((*call.logits_indices.shape, self._contract.vocab_size), np.float32)
-        address = logits.__array_interface__["data"][0]
+        logits, address = self._new_logits((*call.logits_indices.shape, self._contract.vocab_size))
         self._bind_output(LOGITS, self._host, TensorProto.FLOAT, logits.shape, address)
         try:
             self._session.run_with_iobinding(self._binding)
@@ -115,6 +116,17 @@ class Step:
                 fix="check free memory; a long prompt takes less in smaller chunks",
             ) from error
         return logits
+
+    def _new_logits(self, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        """An array for the logits of one call, which then belongs to the caller, and its address.
+
+        To bind a new one takes less than to copy the logits out of an old one. Of a decode step's the next few are made
+        at once: the code that makes them is read from memory for the first, in the cache for the others.
+        """
+        if not self._spare or self._spare[-1][0].shape != shape:
+            arrays = [np.empty(shape, np.float32) for _ in range(_SPARE_LOGITS if shape[:2] == (1, 1) else 1)]
+            self._spare = [(array, array.__array_interface__["data"][0]) for array in arrays]
+        return self._spare.pop()
 
     def _set_input(self, name: str, value: np.ndarray) -> None:
         if self._constants.get(name) is value:
