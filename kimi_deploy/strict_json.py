@@ -11,7 +11,7 @@ from kimi_deploy.errors import KimiDeployError
 _FIX = "download or save the checkpoint again"
 
 
-def parse_json_object(data: bytes, what: str, error: type[KimiDeployError]) -> dict[str, Any]:
+def parse_json_object(data: bytes, what: str, error: type[KimiDeployError], fix: str = _FIX) -> dict[str, Any]:
     """One JSON object in UTF-8. Raises `error` naming `what` for anything else, and for a key that occurs twice.
 
     A key given twice would be read one way here and another way elsewhere.
@@ -29,20 +29,20 @@ def parse_json_object(data: bytes, what: str, error: type[KimiDeployError]) -> d
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as reason:
         raise error(
-            f"{what} is not valid", seen=ascii(str(reason))[1:-1][:200], expected="a JSON object in UTF-8", fix=_FIX
+            f"{what} is not valid", seen=ascii(str(reason))[1:-1][:200], expected="a JSON object in UTF-8", fix=fix
         ) from None
     if not isinstance(value, dict):
-        raise error(f"{what} is not valid", seen=f"a {type(value).__name__}", expected="a JSON object", fix=_FIX)
+        raise error(f"{what} is not valid", seen=f"a {type(value).__name__}", expected="a JSON object", fix=fix)
     return value
 
 
-def read_json_object(path: Path, max_bytes: int, error: type[KimiDeployError]) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int, error: type[KimiDeployError], fix: str = _FIX) -> dict[str, Any]:
     """`parse_json_object` of a file of at most `max_bytes`; `error` also for a file that cannot be read."""
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise error(f"{path.name} is too long", seen=f"{size} bytes", expected=f"at most {max_bytes}", fix=_FIX)
+            raise error(f"{path.name} is too long", seen=f"{size} bytes", expected=f"at most {max_bytes}", fix=fix)
         data = path.read_bytes()
     except OSError as reason:
-        raise error(f"{path.name} cannot be read", seen=str(reason), expected="a readable file", fix=_FIX) from reason
-    return parse_json_object(data, path.name, error)
+        raise error(f"{path.name} cannot be read", seen=str(reason), expected="a readable file", fix=fix) from reason
+    return parse_json_object(data, path.name, error, fix)

@@ -69,35 +69,48 @@ def _chain(threads: int) -> ort.InferenceSession:
 
 @dataclass(frozen=True)
 class Work:
-    """What a model must do: bytes of weights one decoded token reads, multiply-adds of weights per prefill token."""
+    """What a model's weights demand: bytes as they are stored, multiply-adds per token.
 
-    decode_bytes: float
+    A token meets `chosen` of the experts, a share. Decode multiplies with the head too, a prefill only its last token.
+    """
+
+    dense_bytes: float
+    expert_bytes: float
+    chosen: float
     prefill_multiply_adds: float
+    decode_multiply_adds: float
+
+    def decode_bytes(self, batch: int) -> float:
+        """Bytes read by a step of `batch` sequences, whose tokens choose their experts evenly and independently."""
+        return self.dense_bytes + self.expert_bytes * (1 - (1 - self.chosen) ** batch)
 
 
 def model_work(export: Path) -> Work:
     """Work on the weights of an export as they are stored, also in 16 or fewer bits.
 
-    Of the experts a token meets the chosen ones, of an embedding that is not also the head its own row. Attention's
-    products over the context and the delta rule are left out: under 2 % of a prefill of 512 tokens of "mini-62m". The
-    head multiplies only the last token of a prefill, so it counts for decode alone.
+    Of an embedding that is not also the head a token reads its own row, which is left out. So are attention's products
+    over the context, the delta rule and the states read: under 2 % of a prefill of 512 tokens of "mini-62m".
     """
     config = KimiLinearConfig.from_folder(export)
     chosen = config.num_experts_per_token / config.num_experts if config.num_experts else 1.0
-    read = 0.0
+    dense, experts = 0.0, 0.0
     graph = onnx.load(export / MODEL_NAME, load_external_data=False).graph
     for stored in graph.initializer:
         if stored.name == EMBEDDING and not config.tie_word_embeddings:
             continue
         length = next((int(entry.value) for entry in stored.external_data if entry.key == "length"), None)
         size = len(stored.raw_data) if length is None else length
-        read += size * (chosen if ".experts." in stored.name else 1.0)
+        if ".experts." in stored.name:
+            experts += size
+        else:
+            dense += size
+    shapes = {w.name: float(np.prod(w.shape)) for w in weight_table(config) if len(w.shape) > 1}
     multiplied = sum(
-        float(np.prod(weight.shape)) * (chosen if ".experts." in weight.name else 1.0)
-        for weight in weight_table(config)
-        if len(weight.shape) > 1 and weight.name not in (EMBEDDING, HEAD)
+        size * (chosen if ".experts." in name else 1.0)
+        for name, size in shapes.items()
+        if name not in (EMBEDDING, HEAD)
     )
-    return Work(read, multiplied)
+    return Work(dense, experts, chosen, multiplied, multiplied + shapes.get(HEAD, shapes[EMBEDDING]))
 
 
 def main() -> None:

@@ -8,76 +8,96 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from kimi_deploy import __version__
-from kimi_deploy.bench.floors import Work
-from kimi_deploy.bench.worker import Task
+from kimi_deploy.bench.floors import Rates, Work
+from kimi_deploy.bench.report import Floor, Machine, MeasuredRates, Phases, Point, Report, Result, Settings, Spread
+from kimi_deploy.bench.worker import Measurement, Task
 from kimi_deploy.errors import BackendError
-
-SCHEMA_VERSION = 2
-PHASES = ("prefill", "decode")
 
 
 def run_bench(
-    tasks: list[Task], rounds: int, progress: Callable[[int], None] | None = None, work: Work | None = None
-) -> dict[str, object]:
+    tasks: Sequence[Task],
+    rounds: int,
+    work: Work,
+    export: dict[str, Any],
+    progress: Callable[[int], None] = lambda n: None,
+) -> Report:
     """Run every task `rounds` times, alternating, each in a fresh process; times in seconds.
 
-    Alternating spreads the machine's drift over all runtimes. Each result has the median and the 10th and 90th
-    percentile of prefill and decode; `times_of_first` is its median over the first runtime's. With `work` the
-    machine's rates are measured in every round too, and `times_of_floor` is the median over the time that the work
-    takes at the median rates. Raises BackendError when a worker fails, with the end of its stderr.
+    Tasks of one batch and prompt are one point, whose first task the others are compared with. Alternating spreads the
+    machine's drift over all of them; its rates are measured in every round too. Raises BackendError when a worker
+    fails, with the end of its stderr.
     """
-    samples: dict[str, list[dict[str, Any]]] = {t.backend: [] for t in tasks}
-    rates: list[dict[str, float]] = []
+    samples: dict[Task, list[Measurement]] = {task: [] for task in tasks}
+    measured: list[Rates] = []
+    threads = tasks[0].threads
     for _ in range(rounds):
-        if work is not None:
-            rates.append(_run_process("kimi_deploy.bench.floors", str(tasks[0].threads), tasks[0].threads, "floors"))
         for task in tasks:
-            samples[task.backend].append(_run_worker(task))
-            if progress is not None:
-                progress(1)
-    results = {task.backend: _summary(samples[task.backend]) for task in tasks}
-    first = results[tasks[0].backend]
-    times_of_first = {
-        name: {
-            phase: result[phase]["median"] / first[phase]["median"]  # type: ignore[index]
-            for phase in PHASES
-        }
-        for name, result in results.items()
-    }
-    report: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
-        "kimi_deploy": __version__,
-        "machine": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
-        "task": asdict(tasks[0]),
-        "rounds": rounds,
-        "results": results,
-        "times_of_first": times_of_first,
-    }
-    if work is not None:
-        read, multiplied = (statistics.median(r[key] for r in rates) for key in ("read_bytes", "multiply_adds"))
-        floors = {
-            "decode": work.decode_bytes / read,
-            "prefill": work.prefill_multiply_adds * tasks[0].prompt / multiplied,
-        }
-        report["floors"] = {
-            "read_bytes_per_second": read,
-            "multiply_adds_per_second": multiplied,
-            "work": asdict(work),
-            "seconds": floors,
-        }
-        report["times_of_floor"] = {
-            name: {phase: result[phase]["median"] / seconds for phase, seconds in floors.items()}  # type: ignore[index]
-            for name, result in results.items()
-        }
-    return report
+            samples[task].append(Measurement(**_run_worker(task)))
+            progress(1)
+        measured.append(_rates(threads))
+    rates = Rates(
+        statistics.median(r.read_bytes for r in measured), statistics.median(r.multiply_adds for r in measured)
+    )
+    shapes = dict.fromkeys((task.batch, task.prompt) for task in tasks)
+    return Report(
+        kimi_deploy=__version__,
+        machine=Machine(processor=platform.processor() or platform.machine(), cpus=os.cpu_count() or 1),
+        settings=Settings(steps=tasks[0].steps, repeats=tasks[0].repeats, rounds=rounds, threads=threads),
+        rates=MeasuredRates(read_bytes_per_second=rates.read_bytes, multiply_adds_per_second=rates.multiply_adds),
+        export=export,
+        points=[
+            _point(batch, context, {t: s for t, s in samples.items() if (t.batch, t.prompt) == (batch, context)}, floor)
+            for batch, context in shapes
+            for floor in (_floor(work, rates, batch, context),)
+        ],
+    )
 
 
-def _run_worker(task: Task) -> dict[str, object]:
+def _floor(work: Work, rates: Rates, batch: int, context: int) -> Floor:
+    read, multiplied = work.decode_bytes(batch), work.prefill_multiply_adds * batch * context
+    decode = max(read / rates.read_bytes, work.decode_multiply_adds * batch / rates.multiply_adds)
+    seconds = Phases(prefill=multiplied / rates.multiply_adds, decode=decode)
+    return Floor(decode_bytes=read, prefill_multiply_adds=multiplied, seconds=seconds)
+
+
+def _point(batch: int, context: int, samples: dict[Task, list[Measurement]], floor: Floor) -> Point:
+    spreads = {task.backend: _spreads(measurements) for task, measurements in samples.items()}
+    first = next(iter(spreads.values()))
+    results = {}
+    for task, measurements in samples.items():
+        spread = spreads[task.backend]
+        prefill, decode = spread["prefill"].median, spread["decode"].median
+        results[task.backend] = Result(
+            **spread,
+            tokens_per_second=Phases(prefill=batch * context / prefill, decode=batch / decode),
+            times_of_first=Phases(prefill=prefill / first["prefill"].median, decode=decode / first["decode"].median),
+            times_of_floor=Phases(prefill=prefill / floor.seconds.prefill, decode=decode / floor.seconds.decode),
+            load=statistics.median(m.load for m in measurements),
+            peak_bytes=max(m.peak_bytes for m in measurements),
+        )
+    return Point(batch=batch, context=context, floor=floor, results=results)
+
+
+def _spreads(measurements: list[Measurement]) -> dict[str, Spread]:
+    def spread(values: list[float]) -> Spread:
+        values = sorted(values)
+        low, high = values[len(values) // 10], values[len(values) * 9 // 10]
+        return Spread(median=statistics.median(values), p10=low, p90=high, count=len(values))
+
+    names = ("prefill", "decode", "time_to_first_token", "time_per_output_token")
+    return {name: spread([v for m in measurements for v in getattr(m, name)]) for name in names}
+
+
+def _rates(threads: int) -> Rates:
+    return Rates(**_run_process("kimi_deploy.bench.floors", str(threads), threads, "floors"))
+
+
+def _run_worker(task: Task) -> dict[str, Any]:
     return _run_process("kimi_deploy.bench.worker", json.dumps(asdict(task)), task.threads, task.backend)
 
 
@@ -99,21 +119,3 @@ def _run_process(module: str, argument: str, threads: int, name: str) -> dict[st
         seen = "; ".join(text for text in (error["what"], error["seen"]) if text)
         raise BackendError(f"the {name} worker failed", seen=seen, fix=error["fix"])
     return result
-
-
-def _summary(samples: list[dict[str, object]]) -> dict[str, object]:
-    def spread(key: str) -> dict[str, float]:
-        values = sorted(v for s in samples for v in s[key])  # type: ignore[attr-defined]
-        return {
-            "median": statistics.median(values),
-            "p10": values[len(values) // 10],
-            "p90": values[(len(values) * 9) // 10],
-            "count": len(values),
-        }
-
-    return {
-        "prefill": spread("prefill"),
-        "decode": spread("decode"),
-        "load": statistics.median(s["load"] for s in samples),  # type: ignore[type-var]
-        "peak_bytes": max(s["peak_bytes"] for s in samples),  # type: ignore[type-var]
-    }

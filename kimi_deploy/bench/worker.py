@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure: `prompt` tokens of prefill and `steps` of decode after it, `repeats` times, batch 1."""
+    """What to measure: `batch` sequences of `prompt` tokens of prefill and `steps` of decode, `repeats` times."""
 
     backend: str
     folder: str
@@ -33,14 +33,21 @@ class Task:
     steps: int
     repeats: int
     threads: int
+    batch: int = 1
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds: one prefill time per repeat, one time per decode step, load time; peak resident bytes."""
+    """Seconds: prefill and first token per repeat, step and output token per decode step, load; peak resident bytes.
+
+    A prefill or a step ends with the logits, a token with its choice from them; the first token's time also has the
+    making of the empty state.
+    """
 
     prefill: list[float]
     decode: list[float]
+    time_to_first_token: list[float]
+    time_per_output_token: list[float]
     load: float
     peak_bytes: int
 
@@ -48,9 +55,9 @@ class Measurement:
         return asdict(self)
 
 
-Step = Callable[[np.ndarray], None]
+Step = Callable[[np.ndarray], np.ndarray]
 Start = Callable[[], Step]
-"""Begins a new sequence; the Step it returns consumes ids [1, T] and computes the last token's logits."""
+"""Begins new sequences; the Step it returns consumes ids [batch, T] and returns last tokens' logits [..., vocab]."""
 
 
 def _runner_start(task: Task) -> tuple[Start, int]:
@@ -71,8 +78,8 @@ def _runner_start(task: Task) -> tuple[Start, int]:
         runner = TorchRunner(Path(task.folder))
 
     def start() -> Step:
-        state = runner.new_state(batch=1, capacity=task.prompt + task.steps + 1)
-        return lambda ids: void(runner.forward(ids, state))
+        state = runner.new_state(task.batch, capacity=task.prompt + task.steps + 1)
+        return lambda ids: runner.forward(ids, state)
 
     return start, runner.contract.vocab_size
 
@@ -87,9 +94,10 @@ def _transformers_start(task: Task) -> tuple[Start, int]:
     def start() -> Step:
         cache = DynamicCache(config=model.config)
 
-        def step(ids: np.ndarray) -> None:
+        def step(ids: np.ndarray) -> np.ndarray:
             with torch.no_grad():
-                model(torch.from_numpy(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
+                output = model(torch.from_numpy(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return output.logits.numpy()
 
         return step
 
@@ -101,10 +109,14 @@ def _llama_cpp_start(task: Task) -> tuple[Start, int]:
 
     model = open_model(Path(task.folder), task.threads, task.prompt + task.steps + 1)
 
+    def step(ids: np.ndarray) -> np.ndarray:
+        model.eval(ids[0].tolist())
+        return np.ctypeslib.as_array(model._ctx.get_logits_ith(-1), (model.n_vocab(),))
+
     def start() -> Step:
         model.reset()
         model._ctx.kv_cache_clear()
-        return lambda ids: void(model.eval(ids[0].tolist()))
+        return step
 
     return start, int(model.n_vocab())
 
@@ -112,33 +124,38 @@ def _llama_cpp_start(task: Task) -> tuple[Start, int]:
 _STARTS = {"transformers": _transformers_start, "llama.cpp": _llama_cpp_start}
 
 
-def void(_: object) -> None:
-    """Drop a result."""
-
-
 def measure(task: Task) -> Measurement:
     """Run the task here. The first repeat warms up and is not counted."""
     began = time.perf_counter()
     start, vocab = _STARTS.get(task.backend, _runner_start)(task)
     load = time.perf_counter() - began
-    ids = np.random.default_rng(0).integers(0, vocab, (1, task.prompt + task.steps), dtype=np.int64)
+    ids = np.random.default_rng(0).integers(0, vocab, (task.batch, task.prompt + task.steps), dtype=np.int64)
     prefill: list[float] = []
     decode: list[float] = []
+    first: list[float] = []
+    token: list[float] = []
     for repeat in range(task.repeats + 1):
+        began = time.perf_counter()
         step = start()
+        started = time.perf_counter() - began
         times = [_timed(step, ids[:, : task.prompt])]
         times += [_timed(step, ids[:, i : i + 1]) for i in range(task.prompt, task.prompt + task.steps)]
         if repeat:
-            prefill.append(times[0])
-            decode += times[1:]
+            prefill.append(times[0][0])
+            first.append(started + times[0][1])
+            decode += [logits for logits, _ in times[1:]]
+            token += [chosen for _, chosen in times[1:]]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measurement(prefill, decode, load, peak)
+    return Measurement(prefill, decode, first, token, load, peak)
 
 
-def _timed(step: Step, ids: np.ndarray) -> float:
+def _timed(step: Step, ids: np.ndarray) -> tuple[float, float]:
+    """Seconds until the logits are there, and until the likeliest tokens are chosen."""
     began = time.perf_counter()
-    step(ids)
-    return time.perf_counter() - began
+    logits = step(ids)
+    computed = time.perf_counter()
+    logits.argmax(-1)
+    return computed - began, time.perf_counter() - began
 
 
 def main() -> None:

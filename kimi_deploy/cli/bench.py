@@ -8,13 +8,17 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, print_json, print_table, progress, say
 from kimi_deploy.errors import UsageError
 
+if TYPE_CHECKING:
+    from kimi_deploy.bench.report import Report, Spread
+
+PHASES = ("prefill", "decode")
 CURVE_LENGTHS = (128, 1024, 2048, 4096, 8192)
 
 
@@ -25,6 +29,20 @@ class DefaultGroup(click.Group):
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
+
+
+class Counts(click.ParamType):
+    """Whole numbers from 1, separated by commas; each once, in the order given."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of whole numbers from 1, as in 1,2,4", param, ctx)
+        return tuple(dict.fromkeys(map(int, parts)))
 
 
 @click.group("bench", cls=DefaultGroup)
@@ -60,6 +78,10 @@ def bench_command() -> None:
     help="Type of the weights in that file.",
 )
 @click.option("--prompt-tokens", default=512, show_default=True, type=click.IntRange(1), help="Tokens of prefill.")
+@click.option(
+    "--context", "contexts", type=Counts(), metavar="N,N,...", help="Several of them, a sweep; not --long-context."
+)
+@click.option("--batch", "batches", type=Counts(), default="1", show_default=True, metavar="N,N,...", help="Sequences.")
 @click.option(
     "--decode-steps", default=64, show_default=True, type=click.IntRange(1), help="Single-token steps after it."
 )
@@ -102,7 +124,7 @@ def bench_command() -> None:
     metavar="FILE",
     help="Of --long-context: save the state here at every point, and go on from it where it exists.",
 )
-@click.option("--plot", type=NamedPath(path_type=Path), metavar="FILE", help="Of --long-context: draw it as a PNG.")
+@click.option("--plot", type=NamedPath(path_type=Path), metavar="FILE", help="Draw the report as a PNG.")
 @click.option("--curve", is_flag=True, help="Instead: ONNX Runtime's decode step from 128 to 8,192 cached tokens.")
 @json_option
 def model_command(
@@ -113,6 +135,8 @@ def model_command(
     llama_cpp: Path | None,
     gguf_type: str,
     prompt_tokens: int,
+    contexts: tuple[int, ...] | None,
+    batches: tuple[int, ...],
     decode_steps: int,
     repeats: int,
     rounds: int,
@@ -126,20 +150,24 @@ def model_command(
     curve: bool,
     as_json: bool,
 ) -> None:
-    """Measure prefill and decode of the checkpoint MODEL and its EXPORT, batch 1.
+    """Measure prefill and decode of the checkpoint MODEL and its EXPORT, for every --batch and --context.
 
     Every runtime runs in processes of its own, in turn; times are medians, ratios are within this run. The floor is
     what reading the export's weights once (decode) or multiplying with them (prefill) takes on this machine, at
     the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32, llama.cpp in
     --gguf-type.
     """
+    if plot is not None:
+        # a package that is missing is better missed before the measuring
+        import matplotlib.figure  # noqa: F401
     if long_context is not None:
         measured = partial(_stream, export, long_context, decode_steps, threads, chunk, checkpoint)
         _long_context(measured, plot, output, as_json)
         return
-    for option, value in (("--plot", plot), ("--checkpoint", checkpoint)):
-        if value is not None:
-            raise UsageError(f"{option} is of --long-context", fix="add --long-context N")
+    if checkpoint is not None:
+        raise UsageError("--checkpoint is of --long-context", fix="add --long-context N")
+    if plot is not None and (curve or profile is not None):
+        raise UsageError("--curve and --profile draw no --plot", fix="leave --plot out")
     if curve:
         _curve(export, decode_steps, threads, as_json)
         return
@@ -151,11 +179,14 @@ def model_command(
     from kimi_deploy.bench.worker import Task
     from kimi_deploy.manifest import Manifest
 
-    chosen = backends or ("ort", "torch")
+    # a runtime given twice is measured once
+    chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
     if ("llama.cpp" in chosen) != (llama_cpp is not None):
         raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
+    if llama_cpp is not None and max(batches) > 1:
+        raise UsageError("llama.cpp is measured with one sequence", seen=f"--batch {max(batches)}", fix="leave one out")
     with tempfile.TemporaryDirectory() as temporary:
         gguf = Path(temporary) / f"{gguf_type}.gguf"
         if llama_cpp is not None:
@@ -165,17 +196,24 @@ def model_command(
                 convert(model, llama_cpp, gguf, gguf_type)
         folders = {"ort": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
         tasks = [
-            Task(name, str(folders.get(name, model)), prompt_tokens, decode_steps, repeats, threads) for name in chosen
+            Task(name, str(folders.get(name, model)), context, decode_steps, repeats, threads, batch)
+            for batch in batches
+            for context in contexts or (prompt_tokens,)
+            for name in chosen
         ]
         with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
-            report = run_bench(tasks, rounds, advance, model_work(export))
-    report["export"] = {"name": manifest.source["name"], **manifest.details}
+            details = {"name": manifest.source["name"], **manifest.details}
+            report = run_bench(tasks, rounds, model_work(export), details, advance)
     if output is not None:
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if plot is not None:
+        from kimi_deploy.bench.chart import write_chart
+
+        write_chart(report, plot)
     if as_json:
-        print_json(report)
+        print_json(report.to_dict())
     else:
-        _print_report(report, chosen[0], prompt_tokens)
+        _print_report(report)
 
 
 def _engine(folder: Path | None, wanted: bool) -> Path | None:
@@ -239,48 +277,55 @@ def _long_context(measure: Callable[[], dict[str, Any]], plot: Path | None, outp
     )
 
 
-def _print_report(report: dict[str, Any], first: str, prompt: int) -> None:
-    rows = []
-    for name, r in report["results"].items():
-        times, floor = report["times_of_first"][name], report["times_of_floor"][name]
-        rows.append(
-            (
-                name,
-                _spread(r["prefill"], 1),
-                _spread(r["decode"], 2),
-                f"{times['prefill']:.2f}",
-                f"{times['decode']:.2f}",
-                f"{floor['prefill']:.2f}",
-                f"{floor['decode']:.2f}",
-                f"{r['load']:.1f}",
-                f"{r['peak_bytes'] / 1e6:.0f}",
-            )
+def _print_report(report: Report) -> None:
+    rows = [
+        (
+            f"{point.batch} x {point.context:,}",
+            name,
+            _spread(r.prefill, 1),
+            _spread(r.time_to_first_token, 1),
+            _spread(r.decode, 2),
+            f"{r.time_per_output_token.median * 1e3:.2f}",
+            *(f"{getattr(r.tokens_per_second, phase):,.0f}" for phase in PHASES),
+            *(f"{getattr(r.times_of_first, phase):.2f}" for phase in PHASES),
+            *(f"{getattr(r.times_of_floor, phase):.2f}" for phase in PHASES),
+            f"{r.load:.1f}",
+            f"{r.peak_bytes / 1e6:.0f}",
         )
+        for point in report.points
+        for name, r in point.results.items()
+    ]
+    first = next(iter(report.points[0].results))
     headers = (
+        "batch",
         "runtime",
-        f"prefill {prompt} (ms)",
-        "decode (ms/token)",
-        f"prefill / {first}",
-        f"decode / {first}",
-        "prefill / floor",
-        "decode / floor",
+        "prefill (ms)",
+        "first token (ms)",
+        "decode (ms/step)",
+        "token (ms)",
+        *(f"{phase} (tok/s)" for phase in PHASES),
+        *(f"{phase} / {first}" for phase in PHASES),
+        *(f"{phase} / floor" for phase in PHASES),
         "load (s)",
         "peak (MB)",
     )
     print_table(headers, rows)
-    export, floors = report["export"], report["floors"]
-    click.echo(f"median (10th, 90th percentile); batch 1; {export['name']}, exported in {export['dtype']}; one run")
+    export, rates, point = report.export, report.rates, report.points[0]
     click.echo(
-        f"this machine reads weights at {floors['read_bytes_per_second'] / 1e9:.1f} GB/s, a token needs "
-        f"{floors['work']['decode_bytes'] / 1e6:.1f} MB; it multiplies at "
-        f"{2 * floors['multiply_adds_per_second'] / 1e9:.0f} GFLOP/s, a prompt token needs "
-        f"{2 * floors['work']['prefill_multiply_adds'] / 1e6:.1f} MFLOP"
+        f"batch: sequences x prompt tokens; median (10th, 90th percentile); {export['name']}, exported in "
+        f"{export['dtype']}; one run"
+    )
+    click.echo(
+        f"this machine reads weights at {rates.read_bytes_per_second / 1e9:.1f} GB/s, a decode step of batch "
+        f"{point.batch} needs {point.floor.decode_bytes / 1e6:.1f} MB; it multiplies at "
+        f"{2 * rates.multiply_adds_per_second / 1e9:.0f} GFLOP/s, a prompt token needs "
+        f"{2 * point.floor.prefill_multiply_adds / (point.batch * point.context) / 1e6:.1f} MFLOP"
     )
 
 
-def _spread(seconds: dict[str, float], digits: int) -> str:
+def _spread(seconds: Spread, digits: int) -> str:
     """Median and percentiles in milliseconds."""
-    median, low, high = (f"{seconds[k] * 1e3:.{digits}f}" for k in ("median", "p10", "p90"))
+    median, low, high = (f"{s * 1e3:.{digits}f}" for s in (seconds.median, seconds.p10, seconds.p90))
     return f"{median} ({low}, {high})"
 
 
@@ -321,15 +366,27 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     What is compared are times over the floor that was measured in the same run, so that a slower machine is not taken
     for slower code.
     """
-    from kimi_deploy.bench.compare import compare_reports, read_report
+    from kimi_deploy.bench.compare import compare_reports
+    from kimi_deploy.bench.report import read_report
 
     rows = compare_reports(read_report(before), read_report(after), threshold)
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:
         print_table(
-            ("runtime", "phase", "before / floor", "after / floor", "change", "verdict"),
-            [(r.runtime, r.phase, f"{r.before:.2f}", f"{r.after:.2f}", f"{r.change:+.1%}", r.verdict) for r in rows],
+            ("runtime", "batch", "phase", "before / floor", "after / floor", "change", "verdict"),
+            [
+                (
+                    r.runtime,
+                    f"{r.batch} x {r.context:,}",
+                    r.phase,
+                    f"{r.before:.2f}",
+                    f"{r.after:.2f}",
+                    f"{r.change:+.1%}",
+                    r.verdict,
+                )
+                for r in rows
+            ],
         )
     if any(row.verdict == "slower" for row in rows):
         click.get_current_context().exit(1)

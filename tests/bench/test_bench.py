@@ -1,20 +1,22 @@
 """bench measures what it says, in processes of their own, and says when a runtime cannot be measured."""
 
+import ctypes
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kimi_deploy.bench.compare import compare_reports, read_report
 from kimi_deploy.bench.curve import decode_curve
-from kimi_deploy.bench.floors import model_work
+from kimi_deploy.bench.floors import Rates, Work, model_work
 from kimi_deploy.bench.llama_cpp import CONVERTER, convert
 from kimi_deploy.bench.profile import profile_export
-from kimi_deploy.bench.run import SCHEMA_VERSION, run_bench
+from kimi_deploy.bench.report import SCHEMA_VERSION, read_report
+from kimi_deploy.bench.run import run_bench
 from kimi_deploy.bench.worker import Task
 from kimi_deploy.cli.main import cli
 from kimi_deploy.config import KimiLinearConfig
@@ -32,32 +34,44 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model, export(model, root / "export")
 
 
-def test_every_runtime_is_measured_and_compared_with_the_first(folders: tuple[Path, Path]) -> None:
-    model, exported = folders
+def test_every_runtime_is_measured_at_every_point_and_compared_with_the_first(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the machine's rates are measured in the test of the command
+    monkeypatch.setattr("kimi_deploy.bench.run._rates", lambda threads: Rates(3e10, 1e11))
     tasks = [
-        Task("ort", str(exported), prompt=8, steps=3, repeats=2, threads=1),
-        Task("transformers", str(model), prompt=8, steps=3, repeats=2, threads=1),
+        Task(name, str(folder), prompt=8, steps=3, repeats=2, threads=1, batch=batch)
+        for batch, name, folder in ((2, "ort", folders[1]), (2, "transformers", folders[0]), (1, "ort", folders[1]))
     ]
     calls: list[int] = []
-    report = run_bench(tasks, rounds=1, progress=calls.append)
-    assert calls == [1, 1]
-    results = report["results"]
-    assert isinstance(results, dict)
-    for name in ("ort", "transformers"):
-        # the warm-up is not counted
-        assert results[name]["prefill"]["count"] == 2
-        assert results[name]["decode"]["count"] == 2 * 3
-        assert 0 < results[name]["decode"]["p10"] <= results[name]["decode"]["median"] <= results[name]["decode"]["p90"]
-    ratios = report["times_of_first"]
-    assert isinstance(ratios, dict)
-    assert ratios["ort"] == {"prefill": 1.0, "decode": 1.0}
-    expected = results["transformers"]["decode"]["median"] / results["ort"]["decode"]["median"]
-    assert ratios["transformers"]["decode"] == expected
+    work = model_work(folders[1])
+    report = run_bench(tasks, 1, work, {}, calls.append)
+    assert calls == [1, 1, 1]
+    shapes = [(p.batch, p.context, list(p.results)) for p in report.points]
+    assert shapes == [(2, 8, ["ort", "transformers"]), (1, 8, ["ort"])]
+    for point in report.points:
+        ort, last = point.results["ort"], list(point.results.values())[-1]
+        for result in point.results.values():
+            # the warm-up is not counted
+            assert result.prefill.count == result.time_to_first_token.count == 2
+            assert result.decode.count == result.time_per_output_token.count == 2 * 3
+            assert result.decode.p10 <= result.decode.median <= result.decode.p90
+            # a token's time has its choice, the first one's also the making of the state
+            assert result.time_to_first_token.median > result.prefill.median
+            assert result.time_per_output_token.median > result.decode.median
+            assert result.tokens_per_second.prefill == point.batch * 8 / result.prefill.median
+            assert result.tokens_per_second.decode == point.batch / result.decode.median
+        assert (ort.times_of_first.prefill, ort.times_of_first.decode) == (1, 1)
+        assert last.times_of_first.decode == last.decode.median / ort.decode.median
+        assert point.floor.decode_bytes == work.decode_bytes(point.batch)
+        prefill = point.batch * 8 * work.prefill_multiply_adds / 1e11
+        assert ort.times_of_floor.prefill == pytest.approx(ort.prefill.median / prefill)
 
 
 def test_a_worker_that_fails_is_a_typed_error_with_its_reason(tmp_path: Path) -> None:
+    tasks = [Task("ort", str(tmp_path), prompt=1, steps=1, repeats=1, threads=1)]
     with pytest.raises(BackendError, match=r"(?s)ort worker failed.*manifest"):
-        run_bench([Task("ort", str(tmp_path), prompt=1, steps=1, repeats=1, threads=1)], rounds=1)
+        run_bench(tasks, 1, Work(1, 1, 1, 1, 1), {})
 
 
 def test_the_curve_measures_each_length_at_two_capacities(folders: tuple[Path, Path]) -> None:
@@ -66,20 +80,34 @@ def test_the_curve_measures_each_length_at_two_capacities(folders: tuple[Path, P
     assert all(0 < p.fastest <= p.median for p in points)
 
 
-def test_the_command_prints_json(folders: tuple[Path, Path]) -> None:
-    arguments = ["--backend", "ort", "--prompt-tokens", "4", "--decode-steps", "2", "--rounds", "1", "--repeats", "1"]
+def test_the_command_sweeps_saves_and_draws(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    saved, picture = tmp_path / "report.json", tmp_path / "report.png"
+    sweep = ["--context", "4,6", "--decode-steps", "2", "--rounds", "1", "--repeats", "1"]
+    arguments = ["--backend", "ort", *sweep, "--json", "-o", str(saved), "--plot", str(picture)]
     done = subprocess.run(
-        [sys.executable, "-m", "kimi_deploy", "bench", *map(str, folders), *arguments, "--json"],
+        [sys.executable, "-m", "kimi_deploy", "bench", *map(str, folders), *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["schema_version"] == SCHEMA_VERSION
-    assert report["export"]["dtype"] == "float32"
-    floor = report["floors"]["work"]["decode_bytes"] / report["floors"]["read_bytes_per_second"]
-    assert report["times_of_floor"]["ort"]["decode"] == report["results"]["ort"]["decode"]["median"] / floor
+    report = read_report(saved)
+    assert report.to_dict() == json.loads(done.stdout)
+    assert report.schema_version == SCHEMA_VERSION
+    assert report.export["dtype"] == "float32"
+    assert [(p.batch, p.context) for p in report.points] == [(1, 4), (1, 6)]
+    for point in report.points:
+        floor = point.floor.decode_bytes / report.rates.read_bytes_per_second
+        assert point.results["ort"].times_of_floor.decode == point.results["ort"].decode.median / floor
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.png"]
+
+
+@pytest.mark.parametrize("value", ["0", "1,,2", "-1", "two", ""])
+def test_a_batch_list_that_is_none_is_wrong_usage(folders: tuple[Path, Path], value: str) -> None:
+    done = CliRunner().invoke(cli, ["bench", *map(str, folders), "--batch", value])
+    assert done.exit_code == 2
+    assert "list of whole numbers" in done.output
 
 
 def test_a_tokens_work_counts_the_chosen_experts_and_one_row_of_the_embedding(folders: tuple[Path, Path]) -> None:
@@ -91,43 +119,14 @@ def test_a_tokens_work_counts_the_chosen_experts_and_one_row_of_the_embedding(fo
     work = model_work(folders[1])
     expected = 4 * (everything - idle - sizes["model.embed_tokens.weight"])
     # beside the weights the graph has a few shapes and indices
-    assert expected <= work.decode_bytes < expected + 1000
+    assert expected <= work.decode_bytes(1) < expected + 1000
+    # ever more sequences meet every expert, once each
+    assert work.decode_bytes(1) < work.decode_bytes(2) < 2 * work.decode_bytes(1)
+    assert work.decode_bytes(10**6) == pytest.approx(work.decode_bytes(1) + 4 * idle)
     vectors = sum(float(np.prod(w.shape)) for w in weight_table(shape) if len(w.shape) == 1)
     head = sizes["lm_head.weight"]
     assert work.prefill_multiply_adds == everything - idle - vectors - head - sizes["model.embed_tokens.weight"]
-
-
-def report_of(prefill: float, decode: float, **task: int) -> dict:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "task": {"prompt": 512, "threads": 2} | task,
-        "results": {"ort": {}},
-        "times_of_floor": {"ort": {"prefill": prefill, "decode": decode}},
-    }
-
-
-def test_compare_finds_what_became_slower_beyond_the_threshold(tmp_path: Path) -> None:
-    paths = []
-    for name, report in (("before", report_of(2.0, 1.5)), ("after", report_of(2.1, 1.8))):
-        paths.append(tmp_path / f"{name}.json")
-        paths[-1].write_text(json.dumps(report), encoding="utf-8")
-    result = CliRunner().invoke(cli, ["bench", "compare", *map(str, paths), "--json"])
-    assert [row["verdict"] for row in json.loads(result.stdout)] == ["same", "slower"]
-    assert result.exit_code == 1
-    assert CliRunner().invoke(cli, ["bench", "compare", *map(str, paths), "--threshold", "0.3"]).exit_code == 0
-    backwards = CliRunner().invoke(cli, ["bench", "compare", *map(str, reversed(paths)), "--json"])
-    assert [row["verdict"] for row in json.loads(backwards.stdout)] == ["same", "faster"]
-    assert backwards.exit_code == 0
-
-
-def test_reports_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    for text in ("{}", "[]", "no JSON", json.dumps({"schema_version": 1})):
-        path.write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError):
-            read_report(path)
-    with pytest.raises(UsageError, match="different work: prompt"):
-        compare_reports(report_of(1, 1), report_of(1, 1, prompt=8), 0.1)
+    assert work.decode_multiply_adds == work.prefill_multiply_adds + head
 
 
 def test_a_profile_gives_every_kernel_to_an_operator_and_a_layer(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -155,6 +154,49 @@ def test_llama_cpp_needs_its_own_source_folder(folders: tuple[Path, Path], tmp_p
     for more, message in (([], "go together"), (["--llama-cpp", str(tmp_path)], "not llama.cpp's source folder")):
         with pytest.raises(UsageError, match=message):
             CliRunner().invoke(cli, [*command, *more], catch_exceptions=False)
+
+
+def test_llama_cpp_takes_one_sequence(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    command = ["bench", *map(str, folders), "--backend", "llama.cpp", "--llama-cpp", str(tmp_path), "--batch", "1,2"]
+    with pytest.raises(UsageError, match=r"one sequence(?s:.*)--batch 2"):
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+
+
+def test_q4_0_is_llama_cpps_quantisation_of_the_converted_float32_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conversion").mkdir()
+    (tmp_path / "conversion" / "base.py").write_text("class TextModel:\n    _set_vocab_none = None\n")
+    (tmp_path / "conversion" / "kimi_linear.py").write_text("class KimiLinearModel:\n    pass\n")
+    # a converter that writes the type it was asked for
+    (tmp_path / CONVERTER).write_text(
+        "import sys\n"
+        "value = lambda name: sys.argv[sys.argv.index(name) + 1]\n"
+        "open(value('--outfile'), 'w').write(value('--outtype'))\n"
+    )
+    quantised: list[str] = []
+
+    def quantize(plain: bytes, output: bytes, parameters: object) -> int:
+        quantised.append(Path(plain.decode()).read_text())
+        Path(output.decode()).write_text("q4_0")
+        return 0
+
+    package = SimpleNamespace(
+        llama_model_quantize_default_params=ctypes.c_int, LLAMA_FTYPE_MOSTLY_Q4_0=2, llama_model_quantize=quantize
+    )
+    monkeypatch.setitem(sys.modules, "llama_cpp", package)
+    output = tmp_path / "out" / "q4_0.gguf"
+    output.parent.mkdir()
+    convert(tmp_path, tmp_path, output, "q4_0")
+    assert quantised == ["f32"]
+    assert [p.name for p in output.parent.iterdir()] == ["q4_0.gguf"]
+    assert output.read_text() == "q4_0"
+    convert(tmp_path, tmp_path, output, "q8_0")
+    assert output.read_text() == "q8_0"
+    assert len(quantised) == 1
+    package.llama_model_quantize = lambda *arguments: 1
+    with pytest.raises(BackendError, match="did not quantise"):
+        convert(tmp_path, tmp_path, output, "q4_0")
 
 
 def test_a_converter_that_fails_is_named_with_its_reason(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ HEAVY = (
     "transformers",
     "rich",
     "numpy",
+    "pydantic",
+    "matplotlib",
 )
 
 BLOCK = f"""
