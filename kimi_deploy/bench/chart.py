@@ -38,8 +38,12 @@ def _bars(axes: Any, point: Point, phase: str) -> None:
     below_above = [[1e3 * (s.median - s.p10) for s in spreads], [1e3 * (s.p90 - s.median) for s in spreads]]
     bars = axes.bar(names, medians, yerr=below_above, capsize=4, color=[f"C{i}" for i in range(len(names))], width=0.6)
     ratios = [getattr(result.times_of_floor, phase) for result in point.results.values()]
-    axes.bar_label(bars, [f"{m:.3g} ms\n{r:.2f} x floor" for m, r in zip(medians, ratios, strict=True)], padding=3)
-    axes.axhline(1e3 * getattr(point.floor.seconds, phase), label="floor of the weights", **_FLOOR)
+    axes.bar_label(
+        bars,
+        [f"{m:,.{0 if m >= 100 else 1}f} ms\n{r:.2f} x floor" for m, r in zip(medians, ratios, strict=True)],
+        padding=3,
+    )
+    axes.axhline(1e3 * getattr(point.floor.seconds, phase), label="the weights' floor", **_FLOOR)
     tokens = f"{point.batch} x {point.context:,} tokens" if phase == "prefill" else f"a step of batch {point.batch}"
     axes.set(ylabel="ms (bars to 10th and 90th percentile)", title=f"{phase}, {tokens}")
     axes.margins(y=0.2)
@@ -52,15 +56,15 @@ def _lines(axes: Any, points: list[Point], phase: str) -> None:
     for row, fixed in enumerate(sorted({getattr(p, other) for p in points})):
         line = sorted((p for p in points if getattr(p, other) == fixed), key=lambda p: int(getattr(p, along)))
         x = [getattr(p, along) for p in line]
-        marker = _MARKERS[row % len(_MARKERS)]
         for column, name in enumerate(runtimes):
             y = [getattr(p.results[name].tokens_per_second, phase) for p in line]
-            axes.plot(x, y, color=f"C{column}", marker=marker, label=f"{name}, {other} {fixed:,}")
+            style = {"color": f"C{row * len(runtimes) + column}", "marker": _MARKERS[column % len(_MARKERS)]}
+            axes.plot(x, y, label=f"{name}, {other} {fixed:,}", **style)
         tokens = [p.batch * (p.context if phase == "prefill" else 1) for p in line]
         floor = [n / getattr(p.floor.seconds, phase) for n, p in zip(tokens, line, strict=True)]
         # the floor of the weights does not depend on the context
         if row == 0 or other == "batch":
-            axes.plot(x, floor, label="floor of the weights", **_FLOOR)
+            axes.plot(x, floor, label="at the weights' floor", **_FLOOR)
     axes.set(xscale="log", xlabel=f"{along} ({'sequences' if along == 'batch' else 'tokens'})", ylabel="tokens/s")
     axes.set(title=phase, ylim=(0, None))
     ticks = sorted({getattr(p, along) for p in points})

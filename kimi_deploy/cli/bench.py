@@ -157,6 +157,9 @@ def model_command(
     the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32, llama.cpp in
     --gguf-type.
     """
+    for option, file in (("--output", output), ("--plot", plot)):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"{option} is in no folder", seen=str(file), fix=f"make {file.parent} first")
     if plot is not None:
         # a package that is missing is better missed before the measuring
         import matplotlib.figure  # noqa: F401
@@ -283,7 +286,7 @@ def _print_report(report: Report) -> None:
             f"{point.batch} x {point.context:,}",
             name,
             _spread(r.prefill, 1),
-            _spread(r.time_to_first_token, 1),
+            f"{r.time_to_first_token.median * 1e3:.1f}",
             _spread(r.decode, 2),
             f"{r.time_per_output_token.median * 1e3:.2f}",
             *(f"{getattr(r.tokens_per_second, phase):,.0f}" for phase in PHASES),

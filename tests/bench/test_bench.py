@@ -103,6 +103,16 @@ def test_the_command_sweeps_saves_and_draws(folders: tuple[Path, Path], tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.png"]
 
 
+@pytest.mark.parametrize("option", ["--output", "--plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_measuring(
+    folders: tuple[Path, Path], tmp_path: Path, option: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} is in no folder"):
+        CliRunner().invoke(
+            cli, ["bench", *map(str, folders), option, str(tmp_path / "none" / "file")], catch_exceptions=False
+        )
+
+
 @pytest.mark.parametrize("value", ["0", "1,,2", "-1", "two", ""])
 def test_a_batch_list_that_is_none_is_wrong_usage(folders: tuple[Path, Path], value: str) -> None:
     done = CliRunner().invoke(cli, ["bench", *map(str, folders), "--batch", value])
