@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <vector>
 
 #include "../generated/kimi_ops.h"
@@ -11,14 +10,31 @@
 
 static std::atomic<int64_t> allocations{0};
 
-// of the plugin library too: this program's symbols come first
-void* operator new(size_t size) {
+// Of the plugin library too, whose operator new ends here as well: this program's symbols come first. The names behind
+// them are glibc's.
+extern "C" {
+void* __libc_malloc(size_t);
+void* __libc_calloc(size_t, size_t);
+void* __libc_realloc(void*, size_t);
+void* __libc_memalign(size_t, size_t);
+
+void* malloc(size_t size) noexcept {
   ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
+  return __libc_malloc(size);
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void* calloc(size_t count, size_t size) noexcept {
+  ++allocations;
+  return __libc_calloc(count, size);
+}
+void* realloc(void* memory, size_t size) noexcept {
+  ++allocations;
+  return __libc_realloc(memory, size);
+}
+void* aligned_alloc(size_t alignment, size_t size) noexcept {
+  ++allocations;
+  return __libc_memalign(alignment, size);
+}
+}
 
 namespace {
 

@@ -46,6 +46,7 @@ class Context:
     def run(self, inputs: Sequence[np.ndarray], *, in_place: bool = False) -> dict[str, np.ndarray]:
         """One enqueue on buffers of exactly the right sizes, outputs and workspace full of NaN before it.
 
+        The workspace is used as far as these shapes need it, and no further: scratch is nowhere else.
         Inputs must come out as they went in; `in_place`: but for states, which are outputs too.
         """
         tensors = [Tensor.of(a) for a in inputs]
@@ -78,7 +79,10 @@ class Context:
         )
         assert ok, self.plugin.host.messages()
         memory.synchronize()
-        contents(memory, self.workspace)
+        needed = self.plugin.workspace(tensors, made)
+        used = np.flatnonzero(np.frombuffer(contents(memory, self.workspace), np.uint8) != NAN[0])
+        assert used.size > 0 or needed == 0, "the workspace was not used"
+        assert used.size == 0 or used[-1] < needed, f"byte {used[-1]} was written of a workspace of {needed}"
         for index, (buffer, array) in enumerate(zip(read, inputs, strict=True)):
             assert index in past or contents(memory, buffer) == array.tobytes(), f"input {index} was written"
         return {
