@@ -180,7 +180,7 @@ def model_command(
     from kimi_deploy.bench.floors import model_work
     from kimi_deploy.bench.run import run_bench
     from kimi_deploy.bench.worker import Task
-    from kimi_deploy.manifest import Manifest
+    from kimi_deploy.manifest import Manifest, write_text
 
     # a runtime given twice is measured once
     chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
@@ -208,7 +208,7 @@ def model_command(
             details = {"name": manifest.source["name"], **manifest.details}
             report = run_bench(tasks, rounds, model_work(export), details, advance)
     if output is not None:
-        output.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(report.to_dict(), indent=2) + "\n")
     if plot is not None:
         from kimi_deploy.bench.chart import write_chart
 
