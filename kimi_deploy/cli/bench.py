@@ -303,19 +303,20 @@ def _print_report(report: Report) -> None:
         "batch",
         "runtime",
         "prefill (ms)",
-        "first token (ms)",
+        "TTFT (ms)",
         "decode (ms/step)",
-        "token (ms)",
-        *(f"{phase} (tok/s)" for phase in PHASES),
-        *(f"{phase} / {first}" for phase in PHASES),
-        *(f"{phase} / floor" for phase in PHASES),
+        "TPOT (ms)",
+        *(f"{phase} tok/s" for phase in PHASES),
+        *(f"{phase}/{first}" for phase in PHASES),
+        *(f"{phase}/floor" for phase in PHASES),
         "load (s)",
         "peak (MB)",
     )
     print_table(headers, rows)
     export, rates, point = report.export, report.rates, report.points[0]
     click.echo(
-        f"batch: sequences x prompt tokens; median (10th, 90th percentile); {export['name']}, exported in "
+        "batch: sequences x prompt tokens; TTFT, TPOT: time to first token, per output token; median (10th, 90th "
+        f"percentile); {export['name']}, exported in "
         f"{export['dtype']}; one run"
     )
     click.echo(
