@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,7 +19,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
-from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast, released_tensors
+from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast, reader, released_tensors
 from kimi_deploy.checkpoint.parameter_part import Span
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.checkpoint.safetensors_file import layout_header
@@ -242,6 +243,51 @@ def test_two_exports_to_one_folder_do_not_mix(run: Export, tmp_path: Path, monke
     monkeypatch.setattr(weight_files, "check_weights", second)
     with pytest.raises(UsageError, match="another process"):
         run(tmp_path / "out")
+
+
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(
+    run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    synced: set[int] = set()
+    in_time: list[bool] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced_too(file: int) -> None:
+        sync(file)
+        synced.add(os.fstat(file).st_ino)
+
+    def checked(source: Path, target: Path) -> None:
+        if target == output:
+            in_time.append({p.stat().st_ino for p in (*source.rglob("*"), source)} <= synced)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced_too)
+    monkeypatch.setattr(os, "replace", checked)
+    run(output)
+    assert in_time == [True]
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_reading_ahead_ends_with_the_work_beside_it_and_at_its_limit(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = (model / "model.safetensors").stat().st_size // 2
+    monkeypatch.setattr(reader, "_READ_AHEAD_BYTES", limit)
+    monkeypatch.setattr(reader, "_READ_AHEAD_STEP", 4096)
+    asked: list[tuple[int, int, int]] = []
+    enough = threading.Event()
+
+    def advised(file: int, offset: int, nbytes: int, advice: int) -> None:
+        asked.append((offset, nbytes, advice))
+        if offset + nbytes >= limit:
+            enough.set()
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    with Checkpoint.open(model).read_ahead():
+        assert enough.wait(60)
+    assert asked == [(i * 4096, 4096, os.POSIX_FADV_WILLNEED) for i in range(-(-limit // 4096))]
+    assert not any(t.name.startswith("read ahead") for t in threading.enumerate())
 
 
 def _plan(folder: Path, model: Path, dtype: Dtype) -> WeightPlan:
