@@ -13,7 +13,15 @@ endif()
 set(hints)
 foreach(root "${TENSORRT_ROOT}" "$ENV{TENSORRT_ROOT}")
   if(root)
-    list(APPEND hints "${root}/include" "${root}/include/${CMAKE_LIBRARY_ARCHITECTURE}" "${root}")
+    set(folders "${root}/include" "${root}/include/${CMAKE_LIBRARY_ARCHITECTURE}" "${root}")
+    # an installation that was asked for is not replaced by other headers in silence
+    find_path(in_root NvInferRuntime.h PATHS ${folders} NO_DEFAULT_PATH NO_CACHE)
+    if(NOT in_root AND NOT TENSORRT_INCLUDE_DIR)
+      message(FATAL_ERROR "TENSORRT_ROOT has no headers; seen: ${root}; expected: NvInferRuntime.h in its folder include; "
+                          "give another TENSORRT_ROOT, or -DTENSORRT_INCLUDE_DIR=<folder>, or neither")
+    endif()
+    unset(in_root)
+    list(APPEND hints ${folders})
   endif()
 endforeach()
 # PyPI's kernel-lens carries the headers of a release; none of its code is used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def configure(folder: Path, *options: str) -> tuple[int, str]:
     command = ["cmake", "-S", str(PLUGINS), "-B", str(folder / "build"), "-DKIMI_CUDA=OFF", *options]
     # neither a TENSORRT_ROOT nor headers of this machine are to be found
     command += ["-DCMAKE_FIND_ROOT_PATH=/nowhere", "-DCMAKE_FIND_ROOT_PATH_MODE_INCLUDE=ONLY"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {k: v for k, v in os.environ.items() if k != "TENSORRT_ROOT"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -39,6 +41,13 @@ def test_a_download_of_other_bytes_is_refused(tmp_path: Path) -> None:
     code, said = configure(tmp_path, "-DKIMI_TENSORRT=ON", f"-DKIMI_TENSORRT_HEADERS_URL=file://{tmp_path}")
     assert code != 0
     assert "is not the pinned file" in said
+
+
+def test_a_root_without_headers_is_refused(tmp_path: Path) -> None:
+    """Whatever other headers the machine has."""
+    code, said = configure(tmp_path, f"-DTENSORRT_ROOT={tmp_path}/none")
+    assert code != 0
+    assert f"TENSORRT_ROOT has no headers; seen: {tmp_path}/none;" in said
 
 
 def test_headers_that_are_too_old_are_refused(tmp_path: Path) -> None:
