@@ -46,7 +46,7 @@ class Context:
     def run(self, inputs: Sequence[np.ndarray], *, in_place: bool = False) -> dict[str, np.ndarray]:
         """One enqueue on buffers of exactly the right sizes, outputs and workspace full of NaN before it.
 
-        The workspace is used as far as these shapes need it, and no further: scratch is nowhere else.
+        The workspace is used where these shapes need one, and no further than they need it.
         Inputs must come out as they went in; `in_place`: but for states, which are outputs too.
         """
         tensors = [Tensor.of(a) for a in inputs]
