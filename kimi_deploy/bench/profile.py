@@ -16,12 +16,13 @@ from kimi_deploy.bench.host_glue import host_glue
 from kimi_deploy.errors import UsageError
 from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.runtime.ort_runner import MODEL_NAME, OrtRunner
+from kimi_deploy.runtime.state import State
 
 _WITH_A_GRAPH = {"If", "Loop", "Scan"}
 """Their time is that of the operators inside, which are counted themselves."""
 _LAYER = re.compile(r"(?:model\.layers|past_key_values)\.(\d+)\.")
 _INLINED = re.compile(r"_inlfunc_([A-Za-z]+?)(?:_token_(\d+))?_[a-z]")
-_REST = "embedding, last norm, head"
+REST = "embedding, last norm, head"
 
 
 def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads: int) -> dict[str, Any]:
@@ -33,10 +34,7 @@ def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads:
     microsecond or two to every operator, so small ones look larger than they are.
     Raises UsageError when `folder` is a file or cannot be made, and the errors of OrtRunner.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError("the folder for the profile cannot be made", seen=f"{folder}: {error.strerror}") from error
+    make_folder(folder)
     # first: sessions that still live, with threads of their own, would disturb it
     glue = host_glue(export, prompt, steps, threads)
     graph = onnx.load(export / MODEL_NAME, load_external_data=False).graph
@@ -64,15 +62,37 @@ def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads:
         "threads": threads,
         "phases": phases,
         "host_glue_seconds": glue,
-        "memory": {
-            "weights": sum(f.stat().st_size for f in export.glob("weights*")),
-            "state": state.nbytes,
-            "peak resident, profiles included": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        },
+        "memory": memory_by_component(sum(f.stat().st_size for f in export.glob("weights*")), state),
         "traces": traces,
     }
-    (folder / "profile.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, folder)
     return report
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a profile. Raises UsageError when it is a file or cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError("the folder for the profile cannot be made", seen=f"{folder}: {error.strerror}") from error
+
+
+def memory_by_component(weights: int, state: State) -> dict[str, int]:
+    """Bytes of this process: weights, what `state` has allocated of each kind, and what else its peak held."""
+    latent = sum(m.nbytes for m in state.memory() if m.kind == "latent")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "weights": weights,
+        "KDA state": state.nbytes - latent,
+        "latent cache": latent,
+        "rest of the peak (arena, libraries, profiles)": max(peak - weights - state.nbytes, 0),
+        "peak resident": peak,
+    }
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Save the report as profile.json."""
+    (folder / "profile.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _summary(events: list[dict[str, Any]], calls: int, graph: onnx.GraphProto) -> dict[str, Any]:
@@ -96,8 +116,8 @@ def _summary(events: list[dict[str, Any]], calls: int, graph: onnx.GraphProto) -
     return {
         "seconds": sum(run["dur"] for run in runs) / 1e6 / calls,
         "kernel_seconds": sum(seconds for seconds, _ in operators.values()),
-        "operators": _ordered(operators),
-        "layers": _ordered(by_layer),
+        "operators": ordered(operators),
+        "layers": ordered(by_layer),
     }
 
 
@@ -105,7 +125,8 @@ def _name(event: dict[str, Any]) -> str:
     return str(event["name"]).removesuffix("_kernel_time")
 
 
-def _ordered(table: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def ordered(table: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Seconds and calls under each name, longest first."""
     ordered = sorted(table.items(), key=lambda item: -item[1][0])
     return {name: {"seconds": seconds, "calls": number} for name, (seconds, number) in ordered}
 
@@ -145,4 +166,4 @@ class _Layers:
             layer = self._calls.get((inlined.group(1), inlined.group(2)))
         else:
             layer = self._nodes.get(name.split("/")[0])
-        return _REST if layer is None else f"layer {layer}"
+        return REST if layer is None else f"layer {layer}"
