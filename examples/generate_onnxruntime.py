@@ -75,9 +75,18 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     arguments = parser.parse_args()
 
+    if not (arguments.folder / "model.onnx").is_file():
+        parser.error(f"no export in {arguments.folder}")
     session = ort.InferenceSession(arguments.folder / "model.onnx", providers=["CPUExecutionProvider"])
     contract = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-    ids = list(arguments.text.encode()) if arguments.text else [int(i) for i in arguments.ids.split(",")]
+    try:
+        ids = [int(i) for i in arguments.ids.split(",")] if arguments.text is None else list(arguments.text.encode())
+    except ValueError:
+        parser.error(f"--ids takes numbers separated by commas, not {arguments.ids!r}")
+    if not ids or not all(0 <= i < contract["vocab_size"] for i in ids):
+        parser.error(f"a prompt is one or more ids from 0 to {contract['vocab_size'] - 1}")
+    if arguments.max_new_tokens < 1:
+        parser.error("--max-new-tokens is 1 or more")
     states = new_states(contract, 1, len(ids) + arguments.max_new_tokens)
 
     logits = step(session, contract, ids, states, past=0)
@@ -85,7 +94,7 @@ def main() -> None:
     while len(tokens) < arguments.max_new_tokens:
         logits = step(session, contract, tokens[-1:], states, past=len(ids) + len(tokens) - 1)
         tokens.append(int(logits.argmax()))
-    if arguments.text:
+    if arguments.text is not None:
         print(bytes(t for t in tokens if t < 256).decode(errors="replace"))
     else:
         print(",".join(map(str, tokens)))

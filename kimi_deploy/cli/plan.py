@@ -10,7 +10,7 @@ import click
 
 from kimi_deploy.cli.common import ByteSize, json_option, print_json, print_table, say
 from kimi_deploy.contract import DTYPES, Dtype
-from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.quantization.scheme import Scheme, parse_scheme
 
 if TYPE_CHECKING:
     from kimi_deploy.config import KimiLinearConfig
@@ -36,7 +36,7 @@ class TokenCount(click.ParamType):
 @click.option("--context", default="4096", show_default=True, type=TokenCount(), help="Tokens per sequence, as 128K.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences at a time.")
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Of weights and activations.  [the model's; float32 quantised]"
+    "--dtype", type=click.Choice(DTYPES), help="Of weights and activations.  [what the folder holds; float32 quantised]"
 )
 @click.option("--quantize", metavar="SPEC", help="As `export --quantize` takes it.")
 @click.option("--chunk", default=512, show_default=True, type=click.IntRange(1), help="Tokens per prefill step.")
@@ -69,9 +69,10 @@ def plan_command(
     from kimi_deploy.plan.report import Request, make_plan
 
     device = find_gpu(gpu) if gpu else None
-    scheme = parse_scheme(quantize) if quantize else None
     config, name = _config(model, layers)
-    stored = config.dtype if config.dtype in DTYPES else "bfloat16"
+    exported = _exported(model)
+    scheme = parse_scheme(quantize) if quantize else _scheme(exported)
+    stored = exported.get("dtype", config.dtype if config.dtype in DTYPES else "bfloat16")
     settled = cast(Dtype, dtype or ("float32" if scheme else stored))
     request = Request(config, settled, context, batch, chunk, scheme)
     plan = make_plan(request, name, gpu=device, memory=memory, bandwidth=bandwidth)
@@ -103,6 +104,18 @@ def _config(model: str, layers: int | None) -> tuple[KimiLinearConfig, str]:
     if layers is not None:
         raise UsageError("--layers cuts presets only", seen=model, fix="leave --layers out")
     return KimiLinearConfig.from_folder(folder), folder.resolve().name
+
+
+def _exported(model: str) -> dict[str, Any]:
+    """The details of an export folder's manifest; empty for a checkpoint and for a preset."""
+    from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+
+    return Manifest.read(Path(model)).details if (Path(model) / MANIFEST_NAME).is_file() else {}
+
+
+def _scheme(exported: dict[str, Any]) -> Scheme | None:
+    record = exported.get("quantization")
+    return None if record is None else Scheme.from_dict(record)
 
 
 def _size(nbytes: float) -> str:

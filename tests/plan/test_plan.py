@@ -1,8 +1,10 @@
 """A plan says what is true: sizes equal what is allocated and stored, and what it says fits is what fits."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.plan.gpus import find_gpu, gpu_table
 from kimi_deploy.plan.memory import (
@@ -23,7 +26,7 @@ from kimi_deploy.plan.memory import (
 )
 from kimi_deploy.plan.report import Request, make_plan
 from kimi_deploy.plan.speed import decode_traffic, expected_experts
-from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.quantization.scheme import Scheme, parse_scheme
 from kimi_deploy.quantization.selection import settled
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from tests.configs import config
@@ -190,6 +193,11 @@ def test_the_table_names_the_model_of_a_folder_and_its_quantisation(exported: Pa
     done = plan(str(exported), "--context", "64", "--memory", "2GB")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("export: float32, batch 1, context 64")
+    manifest = Manifest.read(exported)
+    quantized = replace(manifest, details={**manifest.details, "quantization": Scheme(bits=4, head=True).to_dict()})
+    shutil.copytree(exported, exported.parent / "int4")
+    quantized.write(exported.parent / "int4")
+    assert "int4" in plan(str(exported.parent / "int4")).stdout.splitlines()[0]
     small = plan("kimi-linear-48b", "--quantize", "int4,head,embeddings", "--memory", "48GB")
     assert "int4" in small.stdout.splitlines()[0]
     assert "fits" in small.stdout

@@ -47,3 +47,11 @@ def test_the_script_reads_and_writes_bytes_as_text(folder: Path) -> None:
     expected = generate(OrtRunner(folder, threads=1), [list("Hé".encode())], max_new_tokens=24).tokens[0]
     out = run_script(folder, "--text", "Hé", "--max-new-tokens", "24")
     assert out == bytes(t for t in expected if t < 256).decode(errors="replace").strip("\n")
+
+
+@pytest.mark.parametrize("wrong", [["--text", ""], ["--ids", "9999"], ["--ids", "abc"], ["--ids", "-1"]])
+def test_the_script_refuses_a_prompt_that_is_none(wrong: list[str], folder: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(folder), wrong[0] + "=" + wrong[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
