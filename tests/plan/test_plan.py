@@ -196,6 +196,8 @@ def test_the_table_names_the_model_of_a_folder_and_its_quantisation(exported: Pa
     manifest = Manifest.read(exported)
     quantized = replace(manifest, details={**manifest.details, "quantization": Scheme(bits=4, head=True).to_dict()})
     shutil.copytree(exported, exported.parent / "int4")
+    # a shape that groups of 32 divide
+    shutil.copy(Path(__file__).parents[2] / "models" / "demo" / "config.json", exported.parent / "int4")
     quantized.write(exported.parent / "int4")
     assert "int4" in plan(str(exported.parent / "int4")).stdout.splitlines()[0]
     small = plan("kimi-linear-48b", "--quantize", "int4,head,embeddings", "--memory", "48GB")
