@@ -105,21 +105,26 @@ def break_even_tokens(config: KimiLinearConfig, dtype: Dtype) -> float:
     return kda_state_bytes(config, dtype) / saved if saved else math.inf
 
 
-def activation_bytes(config: KimiLinearConfig, batch: int, tokens: int, context: int, item: int = 4) -> int:
+def activation_bytes(
+    config: KimiLinearConfig, batch: int, tokens: int, context: int, item: int = 4, tiled: bool = False
+) -> int:
     """Estimate of what a step over `tokens` tokens of each row holds beside weights and states, at `context` tokens.
 
     The widest layer's tensors that live together: a token mixer's projections before and after its op, or the chosen
     experts' inputs, gates and outputs, of `item` bytes; float32 attention scores over the context three times
-    (2.5 to 3.5 times measured with ONNX Runtime 1.32); a float32 row of logits per sequence.
+    (2.5 to 3.5 times measured with ONNX Runtime 1.32); a float32 row of logits per sequence. `tiled`: a call whose past
+    is at least as long as itself keeps no scores of it, but the keys and values of all heads, as `ort` bodies do.
     """
     kda = 8 * config.linear_dim if "linear_attention" in config.layer_types else 0
-    mla, scores = 0, 0
+    mla, scores, expanded = 0, 0, 0
     if "full_attention" in config.layer_types:
         mla = config.num_attention_heads * (2 * config.latent_dim + config.qk_head_dim)
-        scores = 3 * config.num_attention_heads * context * 4
+        scores = 3 * config.num_attention_heads * (min(context, 2 * tokens) if tiled else context) * 4
+        if tiled:
+            expanded = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) * context * 4
     moe = 0
     if "sparse" in config.mlp_types:
         moe = config.num_experts_per_token * (3 * config.moe_intermediate_size + 2 * config.hidden_size)
     dense = 3 * config.intermediate_size if "dense" in config.mlp_types else 0
     per_token = 4 * config.hidden_size * item + max(kda * item, mla * item + scores, dense * item, moe * item)
-    return batch * (tokens * per_token + config.vocab_size * 4)
+    return batch * (tokens * per_token + expanded + config.vocab_size * 4)

@@ -125,18 +125,18 @@ class Request:
         as they are. float32 weights are mapped from their file and count as they are touched, which a prefill does to
         nearly all.
         """
-        return self._beside(self._weights("float32"), CPU_PROCESS_BYTES, ITEM_BYTES["float32"]).total
+        return self._beside(self._weights("float32"), CPU_PROCESS_BYTES, ITEM_BYTES["float32"], tiled=True).total
 
     def _weights(self, dtype: Dtype) -> int:
         return sum(c.nbytes for c in weight_components(self.config, dtype, self.scheme))
 
-    def _beside(self, weights: int, reserve: int, item: int) -> Memory:
+    def _beside(self, weights: int, reserve: int, item: int, tiled: bool = False) -> Memory:
         tokens = min(self.chunk, self.context)
         return Memory(
             weights,
             STATE_BUFFERS * self.batch * kda_state_bytes(self.config, self.dtype),
             self.batch * self.context * latent_bytes_per_token(self.config, self.dtype),
-            activation_bytes(self.config, self.batch, tokens, self.context, item),
+            activation_bytes(self.config, self.batch, tokens, self.context, item, tiled),
             reserve,
         )
 
