@@ -10,7 +10,7 @@ import click
 
 from kimi_deploy.cli.common import ByteSize, json_option, print_json, print_table, say
 from kimi_deploy.contract import DTYPES, Dtype
-from kimi_deploy.quantization.scheme import Scheme, parse_scheme
+from kimi_deploy.quantization.scheme import parse_scheme, recorded_scheme
 
 if TYPE_CHECKING:
     from kimi_deploy.config import KimiLinearConfig
@@ -71,7 +71,7 @@ def plan_command(
     device = find_gpu(gpu) if gpu else None
     config, name = _config(model, layers)
     exported = _exported(model)
-    scheme = parse_scheme(quantize) if quantize else _scheme(exported)
+    scheme = parse_scheme(quantize) if quantize else recorded_scheme(exported)
     stored = exported.get("dtype", config.dtype if config.dtype in DTYPES else "bfloat16")
     settled = cast(Dtype, dtype or ("float32" if scheme else stored))
     request = Request(config, settled, context, batch, chunk, scheme)
@@ -111,11 +111,6 @@ def _exported(model: str) -> dict[str, Any]:
     from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 
     return Manifest.read(Path(model)).details if (Path(model) / MANIFEST_NAME).is_file() else {}
-
-
-def _scheme(exported: dict[str, Any]) -> Scheme | None:
-    record = exported.get("quantization")
-    return None if record is None else Scheme.from_dict(record)
 
 
 def _size(nbytes: float) -> str:

@@ -100,3 +100,9 @@ def parse_scheme(text: str) -> Scheme:
             raise UsageError(f"--quantize: {name} is given twice", seen=repr(text), expected=SYNTAX)
         values[name] = value
     return Scheme(**defaults | values)
+
+
+def recorded_scheme(details: Mapping[str, Any]) -> Scheme | None:
+    """The quantisation that an export's manifest details hold; None without one. Raises ManifestError for a wrong one."""
+    record = details.get("quantization")
+    return None if record is None else Scheme.from_dict(record)

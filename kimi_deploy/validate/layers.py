@@ -27,7 +27,7 @@ from kimi_deploy.manifest import Manifest
 from kimi_deploy.model.layers import DecoderLayer, MixtureOfExperts, RMSNorm
 from kimi_deploy.model.quantized import QuantizedMixtureOfExperts, rounding
 from kimi_deploy.ops.quantized_mixture_of_experts.reference import dequantize, rounded
-from kimi_deploy.quantization.scheme import Scheme
+from kimi_deploy.quantization.scheme import Scheme, recorded_scheme
 from kimi_deploy.quantization.selection import HEAD, quantized_parameters
 from kimi_deploy.runtime.storage import NUMPY_DTYPES
 from kimi_deploy.validate.compare import Difference, compare
@@ -71,8 +71,7 @@ def validate_layers(
         raise UsageError(
             "layers are compared in float32", seen=f"an export of {dtype}", fix="export with --dtype float32"
         )
-    quantization = manifest.details.get("quantization")
-    scheme = Scheme.from_dict(quantization) if quantization else None
+    scheme = recorded_scheme(manifest.details)
     bound = tolerance("layer_quantized" if scheme else "graph_float32")
     graph = ir.load(export / _MODEL_NAME)
     contract = GraphContract.of(checkpoint.config, dtype)

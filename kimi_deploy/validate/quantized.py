@@ -36,12 +36,6 @@ TOKENS, AGREEING, FIRST_LAYERS = 32, 4, 3
 """Single tokens that the rounding of inputs is judged on, how many must agree, and in the states of how many layers."""
 
 
-def scheme_of(manifest: Manifest) -> Scheme | None:
-    """The quantisation that a manifest records; None without one. Raises ManifestError when it is not valid."""
-    record = manifest.details.get("quantization")
-    return None if record is None else Scheme.from_dict(record)
-
-
 def quantized_runner(model: Path, export: Path, scheme: Scheme) -> TorchRunner:
     """The source model with the weights that `export` stores, made float, and the rounding that `scheme` names."""
     runner = TorchRunner(model)

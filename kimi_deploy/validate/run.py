@@ -11,6 +11,7 @@ from kimi_deploy import __version__
 from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.errors import UsageError, ValidationError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.quantization.scheme import recorded_scheme
 from kimi_deploy.runtime.open import find_backend, open_runner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
@@ -108,7 +109,7 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     own = [Prompt(p.name, p.ids[: settings.max_tokens]) for p in own]
     prompts = shipped + own
     runtime = f"ONNX Runtime ({settings.provider})" if manifest.kind == "onnx" else str(manifest.details["backend"])
-    scheme = quantized.scheme_of(manifest)
+    scheme = recorded_scheme(manifest.details)
     parity = Parity(
         TorchRunner(model) if scheme is None else quantized.quantized_runner(model, export, quantized.exact(scheme)),
         candidate

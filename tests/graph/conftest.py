@@ -15,6 +15,7 @@ from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.flavours import Flavour
+from kimi_deploy.quantization.scheme import Scheme
 from tests.configs import config
 from tests.models import write_model
 
@@ -41,8 +42,22 @@ def no_progress(description: str, total: int | None = None, unit: str = "bytes")
     return nullcontext(lambda n: None)
 
 
-def export(folder: Path, output: Path, dtype: Dtype = "float32", flavour: Flavour = "ort") -> Path:
-    export_model(folder, output, dtype=dtype, flavour=flavour, overwrite=False, progress=no_progress)
+def export(
+    folder: Path,
+    output: Path,
+    dtype: Dtype = "float32",
+    flavour: Flavour = "ort",
+    quantization: Scheme | None = None,
+) -> Path:
+    export_model(
+        folder,
+        output,
+        dtype=dtype,
+        flavour=flavour,
+        overwrite=False,
+        progress=no_progress,
+        quantization=quantization,
+    )
     return output
 
 

@@ -8,12 +8,11 @@ import pytest
 
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx import export as export_module
-from kimi_deploy.onnx.export import export_model
 from kimi_deploy.quantization.scheme import BITS, GROUPS, METHODS, parse_scheme
 from kimi_deploy.validate.run import Settings, validate_export
 from kimi_deploy.validate.selection import Selection
 from tests.configs import config
-from tests.graph.conftest import no_progress
+from tests.graph.conftest import export, no_progress
 from tests.models import write_model
 
 SYMMETRY = ("symmetric", "asymmetric")
@@ -60,15 +59,7 @@ def test_the_graph_computes_what_its_levels_stand_for(
 
     monkeypatch.setattr(export_module, "_build_graph", once)
     output = tmp_path / "export"
-    export_model(
-        model,
-        output,
-        dtype="float32",
-        flavour="ort",
-        overwrite=False,
-        progress=no_progress,
-        quantization=parse_scheme(text),
-    )
+    export(model, output, quantization=parse_scheme(text))
     assert Manifest.read(output).details["quantization"]["group"] == parse_scheme(text).group
     selection = Selection(("prefill", "decode-steps"))
     settings = Settings(max_tokens=6, long_tokens=10, greedy_tokens=2, threads=1, selection=selection)

@@ -13,11 +13,10 @@ from click.testing import CliRunner
 from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import UsageError, ValidationError
 from kimi_deploy.manifest import Manifest
-from kimi_deploy.onnx.export import export_model
 from kimi_deploy.quantization.scheme import parse_scheme
 from kimi_deploy.validate.layers import LayerRow, validate_layers
 from tests.configs import config
-from tests.graph.conftest import no_progress
+from tests.graph.conftest import export, no_progress
 from tests.models import write_model
 
 WIDE = {"hidden_size": 64, "kv_lora_rank": 32, "moe_intermediate_size": 32, "intermediate_size": 64}
@@ -35,15 +34,7 @@ def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def get(scheme: str | None) -> Path:
         output = root / (scheme or "float32")
         if not output.exists():
-            export_model(
-                model,
-                output,
-                dtype="float32",
-                flavour="ort",
-                overwrite=False,
-                progress=no_progress,
-                quantization=parse_scheme(scheme) if scheme else None,
-            )
+            export(model, output, quantization=parse_scheme(scheme) if scheme else None)
         return output
 
     return get

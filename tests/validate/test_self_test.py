@@ -10,6 +10,7 @@ from kimi_deploy.cli.main import cli
 from kimi_deploy.validate.faults import self_test
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
 from kimi_deploy.validate.faults.self_test import run_self_test
+from kimi_deploy.validate.selection import PARITY_CHECKS
 from tests.graph.conftest import no_progress
 
 
@@ -44,7 +45,7 @@ def test_the_command_needs_no_model_and_reports_each_fault() -> None:
     assert names["trt"][: len(FAULTS) + 1] == names["ort"]
     assert len(names["trt"]) == len(FAULTS) + 1 + 12
     # each check is the first to see something, so that none can be left out unnoticed
-    assert {f["check"] for f in found["faults"]} >= set(self_test.CHECKS) - {"chunk-boundaries"}
+    assert {f["check"] for f in found["faults"]} >= set(PARITY_CHECKS) - {"chunk-boundaries"}
 
 
 def test_a_fault_that_escapes_or_is_misnamed_fails(

@@ -26,20 +26,9 @@ from kimi_deploy.validate.parity import Parity
 from kimi_deploy.validate.prompts import Prompt, shipped_prompts
 from kimi_deploy.validate.report import Report
 from kimi_deploy.validate.run import Progress
-from kimi_deploy.validate.selection import Selection
+from kimi_deploy.validate.selection import PARITY_CHECKS, Selection
 from kimi_deploy.validate.tolerances import tolerance
 
-CHECKS = (
-    "prefill",
-    "split-prefill",
-    "decode-steps",
-    "ragged-batch",
-    "padding",
-    "chunk-boundaries",
-    "resume",
-    "full-cache",
-    "greedy",
-)
 SELF_TESTED: tuple[Backend, ...] = ("ort", "trt")
 _ERROR = 3
 PROMPTS = ("corpus 3", "one token", "random tokens")
@@ -174,7 +163,7 @@ class _Trials:
         """The report of the first check that fails; None when every one passes."""
         self._parity.candidate = candidate
         self._advance(1)
-        for check in CHECKS:
+        for check in PARITY_CHECKS:
             report = self._parity.run(self._prompts, "self-test", selection=Selection((check,)))
             if not report.passed:
                 return report
