@@ -103,6 +103,6 @@ def parse_scheme(text: str) -> Scheme:
 
 
 def recorded_scheme(details: Mapping[str, Any]) -> Scheme | None:
-    """The quantisation that an export's manifest details hold; None without one. Raises ManifestError for a wrong one."""
+    """The quantisation that a manifest's details hold; None without one. Raises ManifestError for a wrong one."""
     record = details.get("quantization")
     return None if record is None else Scheme.from_dict(record)
