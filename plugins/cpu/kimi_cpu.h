@@ -1,0 +1,72 @@
+// CPU kernels of the ops: portable C++17, no runtime's header. Everything is float32 and C-contiguous unless said
+// otherwise; ports, shapes and attributes are those of the OpSpecs (docs/ops.md). A present state may be the memory of
+// its past.
+//
+// Each kernel source is compiled once per instruction set (KIMI_CPU_LEVEL names the namespace) and chosen at run time,
+// so it may not instantiate templates or inline functions that other objects have too: the linker keeps one of each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kimi::cpu {
+
+// How a kernel runs tasks: `run` calls task(argument, index) for each index below `tasks`, in any order, on threads of
+// the caller, and returns when all are done. `threads` is how many may run at once.
+struct Parallel {
+  void* context;
+  int32_t threads;
+  void (*run)(void* context, void (*task)(void* argument, size_t index), size_t tasks, void* argument);
+
+  // The same for a callable object.
+  template <class Task>
+  void operator()(size_t tasks, const Task& task) const {
+    if (tasks == 1) {
+      task(static_cast<size_t>(0));
+      return;
+    }
+    auto call = [](void* argument, size_t index) { (*static_cast<const Task*>(argument))(index); };
+    run(context, call, tasks, const_cast<void*>(static_cast<const void*>(&task)));
+  }
+};
+
+// What a kernel found wrong with the values of its inputs; shapes are the caller's to check.
+enum class Fault : int32_t { kNone, kSequenceLength, kPastLength, kCapacity };
+
+// `index` is the row of the batch, `seen` the value, `expected` its bound.
+struct Status {
+  Fault fault = Fault::kNone;
+  int64_t index = 0;
+  int64_t seen = 0;
+  int64_t expected = 0;
+};
+
+struct KdaArguments {
+  int64_t batch, sequence, num_heads, head_dim, conv_width;
+  float norm_eps, scale;
+  bool bounded_gate;
+  float gate_lower_bound;
+  const float *qkv, *decay, *beta, *output_gate, *conv_weight, *A_log, *dt_bias, *norm_weight;
+  const float *past_conv_state, *past_recurrent_state;
+  const int32_t* sequence_lengths;  // null: every row takes every step
+  float *output, *present_conv_state, *present_recurrent_state;
+  void* workspace;  // of kda_workspace bytes
+};
+
+// Bytes of workspace for these sizes.
+size_t kda_workspace(const KdaArguments& arguments, const Parallel& parallel);
+Status kda(const KdaArguments& arguments, const Parallel& parallel);
+
+struct LatentAttentionArguments {
+  int64_t batch, sequence, capacity, num_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
+  float scale;
+  const float *query, *latent, *kv_b_weight, *past_latent;
+  const int32_t *past_lengths, *sequence_lengths;  // the second null: every row takes every step
+  float *output, *present_latent;
+  void* workspace;  // of latent_attention_workspace bytes
+};
+
+size_t latent_attention_workspace(const LatentAttentionArguments& arguments, const Parallel& parallel);
+Status latent_attention(const LatentAttentionArguments& arguments, const Parallel& parallel);
+
+}  // namespace kimi::cpu
