@@ -131,27 +131,36 @@ def ordered(table: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return {name: {"seconds": seconds, "calls": number} for name, (seconds, number) in ordered}
 
 
+def decoder_layers(graph: onnx.GraphProto) -> dict[str, int | None]:
+    """The decoder layer of each node of an export, by the node's name; None before the first and after the last.
+
+    A node belongs to the layer of the weights and states it reads, or else to the last layer that its inputs come from.
+    """
+    layers: dict[str, int | None] = {}
+    produced: dict[str, int | None] = {}
+    for node in graph.node:
+        named = [int(m.group(1)) for m in map(_LAYER.match, node.input) if m]
+        past = [layer for layer in map(produced.get, node.input) if layer is not None]
+        layer = max(named or past, default=None)
+        if not {"lm_head.weight", "model.norm.weight"}.isdisjoint(node.input):
+            layer = None
+        layers[node.name] = layer
+        produced.update(dict.fromkeys(node.output, layer))
+    return layers
+
+
 class _Layers:
     """The decoder layer of each node that ONNX Runtime names in a profile.
 
-    A node belongs to the layer of the weights and states it reads, or else to the last layer that its inputs come
-    from. ONNX Runtime names the nodes of an inlined function after the op and a number that grows with the calls.
+    ONNX Runtime names the nodes of an inlined function after the op and a number that grows with the calls.
     """
 
     def __init__(self, graph: onnx.GraphProto, names: set[str]) -> None:
-        self._nodes: dict[str, int | None] = {}
+        self._nodes = decoder_layers(graph)
         calls: dict[str, list[int | None]] = defaultdict(list)
-        produced: dict[str, int | None] = {}
         for node in graph.node:
-            named = [int(m.group(1)) for m in map(_LAYER.match, node.input) if m]
-            past = [layer for layer in map(produced.get, node.input) if layer is not None]
-            layer = max(named or past, default=None)
-            if not {"lm_head.weight", "model.norm.weight"}.isdisjoint(node.input):
-                layer = None
-            self._nodes[node.name] = layer
-            produced.update(dict.fromkeys(node.output, layer))
             if node.domain == DOMAIN:
-                calls[node.op_type].append(layer)
+                calls[node.op_type].append(self._nodes[node.name])
         # the first call of an op has no number; numbers are shared by all ops
         inlined = {m.groups() for m in map(_INLINED.match, names) if m}
         self._calls: dict[tuple[str, str | None], int | None] = {}

@@ -100,7 +100,7 @@ def bench_command() -> None:
     "--profile",
     type=NamedPath(path_type=Path),
     metavar="DIR",
-    help="Instead: time by operator and layer of ort or torch, memory by component, and traces for Perfetto, into DIR.",
+    help="Instead: time by operator and layer of ort, torch or trt, memory by component, Perfetto traces, into DIR.",
 )
 @click.option(
     "-o", "--output", type=NamedPath(path_type=Path), metavar="FILE", help="Save the report as JSON, for `compare`."
@@ -175,7 +175,9 @@ def model_command(
         _curve(export, decode_steps, threads, as_json)
         return
     if profile is not None:
-        _profile(model, export, backends, profile, prompt_tokens, decode_steps, threads, as_json)
+        from kimi_deploy.cli.bench_profile import run_profile
+
+        run_profile(model, export, engine, backends, profile, prompt_tokens, decode_steps, threads, as_json)
         return
     from kimi_deploy.bench.floors import model_work
     from kimi_deploy.bench.run import run_bench
@@ -331,54 +333,6 @@ def _spread(seconds: Spread, digits: int) -> str:
     """Median and percentiles in milliseconds."""
     median, low, high = (f"{s * 1e3:.{digits}f}" for s in (seconds.median, seconds.p10, seconds.p90))
     return f"{median} ({low}, {high})"
-
-
-def _profile(
-    model: Path,
-    export: Path,
-    backends: tuple[str, ...],
-    folder: Path,
-    prompt: int,
-    steps: int,
-    threads: int,
-    as_json: bool,
-) -> None:
-    if backends not in ((), ("ort",), ("torch",)):
-        raise UsageError(
-            "--profile takes one runtime that can be profiled",
-            seen=", ".join(backends),
-            expected="--backend ort (the default) or --backend torch",
-            fix="for an engine: nsys profile kimi-deploy bench MODEL EXPORT --backend trt --engine DIR"
-            if "trt" in backends
-            else "give one of them",
-        )
-    with progress("profiling"):
-        if backends == ("torch",):
-            from kimi_deploy.bench.torch_profile import profile_checkpoint
-
-            report = profile_checkpoint(model, folder, prompt, steps, threads)
-        else:
-            from kimi_deploy.bench.profile import profile_export
-
-            report = profile_export(export, folder, prompt, steps, threads)
-    if as_json:
-        print_json(report)
-        return
-    for phase, result in report["phases"].items():
-        total = result["kernel_seconds"]
-        click.echo(f"{phase}: {result['seconds'] * 1e3:.2f} ms a call, of which {total * 1e3:.2f} ms in kernels")
-        rows = [
-            (name, f"{entry['seconds'] * 1e3:.3f}", f"{entry['seconds'] / total:.1%}", f"{entry['calls']:.0f}")
-            for kind in ("operators", "layers")
-            for name, entry in list(result[kind].items())[: 12 if kind == "operators" else None]
-        ]
-        print_table(("operator or layer", "ms", "share", "kernels"), rows)
-    if "host_glue_seconds" in report:
-        glue = {name: seconds * 1e6 for name, seconds in report["host_glue_seconds"].items()}
-        click.echo("host glue of a decode step: {median:.0f} us ({p10:.0f}, {p90:.0f})".format(**glue))
-    memory = report["memory"]
-    click.echo(", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in memory.items()))
-    click.echo(f"traces for https://ui.perfetto.dev: {', '.join(report['traces'])}")
 
 
 @bench_command.command("compare")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from types import ModuleType
 from typing import Any
 
 from kimi_deploy.contract import GraphContract
 from kimi_deploy.engine.load import Engine, contract_of
 from kimi_deploy.errors import BackendError, EngineError
 from kimi_deploy.runtime.trt_device import Device, DeviceBuffer
-from kimi_deploy.runtime.trt_session import ProfileLimits, limits_of
+from kimi_deploy.runtime.trt_session import OnLayer, ProfileLimits, limits_of
 
 
 class TensorRtSession:
@@ -31,6 +33,7 @@ class TensorRtSession:
         sizes = [engine.device_memory_size_v2 for engine in self._engines.values()]
         # one for all contexts, at an address that never changes: graphs keep it
         self._scratch = DeviceBuffer(device, max(sizes))
+        self.scratch_bytes = self._scratch.nbytes
 
     def _check_tensors(self, engine: Any) -> None:
         trt = self._opened.backend.module
@@ -83,7 +86,7 @@ class TensorRtSession:
                 fix="build it without in_place_state",
             )
 
-    def new_context(self, profile: ProfileLimits) -> TensorRtContext:
+    def new_context(self, profile: ProfileLimits, on_layer: OnLayer | None = None) -> TensorRtContext:
         trt = self._opened.backend.module
         engine = self._engines[profile.name]
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -92,7 +95,18 @@ class TensorRtSession:
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
         if not context.set_optimization_profile_async(profile.index, self._device.stream):
             raise self._failure(f"does not take profile {profile.name}")
-        return TensorRtContext(self, context, self._device.stream)
+        profiler = None
+        if on_layer is not None:
+            # TensorRT does not keep it alive
+            context.profiler = profiler = make_profiler(trt, on_layer)
+        return TensorRtContext(self, context, self._device.stream, profiler)
+
+    def layers(self, profile: ProfileLimits) -> list[dict[str, Any]]:
+        kind = self._opened.backend.module.LayerInformationFormat.JSON
+        inspector = self._engines[profile.name].create_engine_inspector()
+        found = json.loads(inspector.get_engine_information(kind))["Layers"]
+        # of a plan built with layer_names_only the names alone
+        return [layer if isinstance(layer, dict) else {"Name": layer} for layer in found]
 
     def _failure(self, what: str) -> BackendError:
         backend = self._opened.backend
@@ -103,8 +117,8 @@ class TensorRtSession:
 class TensorRtContext:
     """One IExecutionContext."""
 
-    def __init__(self, session: TensorRtSession, context: Any, stream: int) -> None:
-        self._session, self._context, self._stream = session, context, stream
+    def __init__(self, session: TensorRtSession, context: Any, stream: int, profiler: Any) -> None:
+        self._session, self._context, self._stream, self._profiler = session, context, stream, profiler
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):
@@ -117,3 +131,16 @@ class TensorRtContext:
     def enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream):
             raise self._session._failure("failed in a step")
+
+
+def make_profiler(module: ModuleType, on_layer: OnLayer) -> Any:
+    """An IProfiler that passes every layer's time on, in seconds."""
+
+    class Profiler(module.IProfiler):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            on_layer(layer_name, ms / 1e3)
+
+    return Profiler()

@@ -28,7 +28,15 @@ from kimi_deploy.runtime.dlpack import DeviceTensor
 from kimi_deploy.runtime.state import State
 from kimi_deploy.runtime.trt_device import Device, DeviceBuffer
 from kimi_deploy.runtime.trt_pieces import Piece, pieces
-from kimi_deploy.runtime.trt_session import AXES, EngineContext, EngineSession, ProfileLimits, Sizes, choose_profile
+from kimi_deploy.runtime.trt_session import (
+    AXES,
+    EngineContext,
+    EngineSession,
+    OnLayer,
+    ProfileLimits,
+    Sizes,
+    choose_profile,
+)
 from kimi_deploy.runtime.trt_storage import BufferPool, Buffers, TrtStorage
 
 log = logging.getLogger("kimi_deploy.tensorrt")
@@ -37,12 +45,15 @@ log = logging.getLogger("kimi_deploy.tensorrt")
 class TrtRunner(Runner):
     """Runs an engine. `session` and `device` are TensorRT and CUDA; see `open_trt_runner`."""
 
-    def __init__(self, session: EngineSession, device: Device, *, graphs: bool = True) -> None:
-        """`graphs` false runs every step without CUDA graphs."""
+    def __init__(
+        self, session: EngineSession, device: Device, *, graphs: bool = True, on_layer: OnLayer | None = None
+    ) -> None:
+        """`graphs` false runs every step without CUDA graphs, as `on_layer` does, which is told every layer's time."""
         self.contract, self.fingerprint = session.contract, session.fingerprint
         self._session, self._device = session, device
         self._pool = BufferPool(device, session.contract, session.aliased)
-        self._graphs = graphs
+        self._graphs = graphs and on_layer is None
+        self._on_layer = on_layer
         # a context per profile, and one per size of single-token steps: its graphs hold what it has allocated
         self._contexts: dict[tuple[str, int, int], EngineContext] = {}
         self._warm: set[tuple[int, int]] = set()
@@ -185,7 +196,7 @@ class TrtRunner(Runner):
         """The context of a profile, or, with a batch, of its single-token steps of that size, whose shapes stay."""
         key = (profile.name, batch, capacity)
         if key not in self._contexts:
-            context = self._session.new_context(profile)
+            context = self._session.new_context(profile, self._on_layer)
             if batch:
                 sizes = dict(zip(AXES, Sizes(batch, 1, capacity, 1), strict=True))
                 for spec in self.contract.inputs:
@@ -222,7 +233,13 @@ class TrtRunner(Runner):
 
 
 def open_trt_runner(folder: Path | str, *, graphs: bool = True, ordinal: int = 0) -> TrtRunner:
-    """The runner of the engine in `folder` on GPU number `ordinal`.
+    """The runner of the engine in `folder` on GPU number `ordinal`. Raises as `open_trt_session` does."""
+    session, device = open_trt_session(folder, ordinal=ordinal)
+    return TrtRunner(session, device, graphs=graphs)
+
+
+def open_trt_session(folder: Path | str, *, ordinal: int = 0) -> tuple[EngineSession, Device]:
+    """The engine in `folder`, opened on GPU number `ordinal`, and that device.
 
     Raises ManifestError, BackendError or EngineError when the engine does not fit this machine; without a GPU a
     BackendError of one line that says what to do instead.
@@ -242,4 +259,4 @@ def open_trt_runner(folder: Path | str, *, graphs: bool = True, ordinal: int = 0
         raise BackendError(
             "the engine does not fit the GPU's memory", seen=str(error), fix="use a smaller one"
         ) from error
-    return TrtRunner(session, device, graphs=graphs)
+    return session, device

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kimi_deploy.contract import BATCH, CAPACITY, NUM_LOGITS, SEQUENCE, GraphContract
 from kimi_deploy.errors import EngineError
@@ -72,6 +72,10 @@ def choose_profile(profiles: Sequence[ProfileLimits], sizes: Sizes) -> ProfileLi
     )
 
 
+OnLayer = Callable[[str, float], None]
+"""Told the name of a layer of the engine and the seconds it took, layer by layer in the order they ran."""
+
+
 class EngineContext(Protocol):
     """An execution context in one profile, and the shapes and addresses it will use next."""
 
@@ -86,12 +90,23 @@ class EngineContext(Protocol):
 
 
 class EngineSession(Protocol):
-    """A loaded engine. `aliased` are the past names of states that the engine writes over."""
+    """A loaded engine.
+
+    `aliased` are the past names of states that the engine writes over; `scratch_bytes` is the size of the memory that
+    its contexts share.
+    """
 
     contract: GraphContract
     fingerprint: str
     profiles: tuple[ProfileLimits, ...]
     aliased: frozenset[str]
+    scratch_bytes: int
 
-    def new_context(self, profile: ProfileLimits) -> EngineContext:
-        """A context of its own; all contexts share scratch memory, as one stream orders them."""
+    def new_context(self, profile: ProfileLimits, on_layer: OnLayer | None = None) -> EngineContext:
+        """A context of its own; all contexts share scratch memory, as one stream orders them.
+
+        With `on_layer` every run waits for its end and then reports its layers; such a run cannot be recorded.
+        """
+
+    def layers(self, profile: ProfileLimits) -> list[dict[str, Any]]:
+        """What TensorRT's inspector says of each layer: "Name" and, in a plan built for it, "LayerType", "Metadata"."""

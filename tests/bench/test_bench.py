@@ -9,13 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from kimi_deploy.bench.curve import decode_curve
 from kimi_deploy.bench.floors import Rates, Work, model_work
 from kimi_deploy.bench.llama_cpp import CONVERTER, convert
-from kimi_deploy.bench.profile import profile_export
 from kimi_deploy.bench.report import SCHEMA_VERSION, read_report
 from kimi_deploy.bench.run import run_bench
 from kimi_deploy.bench.worker import Task
@@ -23,16 +21,6 @@ from kimi_deploy.cli.main import cli
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.errors import BackendError, UsageError
 from kimi_deploy.weights import weight_table
-from tests.configs import config
-from tests.graph.conftest import export
-from tests.models import write_model
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("bench")
-    model = write_model(root / "model", config(layers="KM", rms_norm_eps=1e-5))
-    return model, export(model, root / "export")
 
 
 def test_every_runtime_is_measured_at_every_point_and_compared_with_the_first(
@@ -138,80 +126,6 @@ def test_a_tokens_work_counts_the_chosen_experts_and_one_row_of_the_embedding(fo
     head = sizes["lm_head.weight"]
     assert work.prefill_multiply_adds == everything - idle - vectors - head - sizes["model.embed_tokens.weight"]
     assert work.decode_multiply_adds == work.prefill_multiply_adds + head
-
-
-def assert_trace_of_whole_events(path: Path) -> None:
-    """Chrome's trace format: an array of events or an object with one; every event whole, and ranges among them."""
-    trace = json.loads(path.read_text(encoding="utf-8"))
-    events = trace["traceEvents"] if isinstance(trace, dict) else trace
-    for event in events:
-        assert isinstance(event["name"], str)
-        assert event["ph"] in "XMBEisft"
-        assert {"pid", "tid"} <= event.keys()
-        # what is not metadata happens at a time, in microseconds
-        if event["ph"] != "M":
-            assert event["ts"] >= 0
-        if event["ph"] == "X":
-            assert event["dur"] >= 0
-    assert sum(event["ph"] == "X" and event["dur"] > 0 for event in events) > 20
-
-
-def assert_components_add_up(memory: dict[str, int]) -> None:
-    parts = dict(memory)
-    assert parts.pop("peak resident") == sum(parts.values())
-    assert all(size > 0 for size in parts.values())
-
-
-def test_a_profile_of_pytorch_gives_every_operator_to_a_layer(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    # the threads are those of this whole process: leave them as they are
-    threads = str(torch.get_num_threads())
-    arguments = ["--backend", "torch", "--prompt-tokens", "8", "--decode-steps", "3", "--threads", threads, "--json"]
-    folder = tmp_path / "profile"
-    result = CliRunner().invoke(cli, ["bench", *map(str, folders), "--profile", str(folder), *arguments])
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
-    assert json.loads((folder / "profile.json").read_text(encoding="utf-8")) == report
-    for phase, trace in zip(("prefill", "decode"), report["traces"], strict=True):
-        phases = report["phases"][phase]
-        # each run looks tokens up in the embedding once
-        assert phases["operators"]["aten::embedding"]["calls"] == 1
-        assert phases["layers"].keys() == {"layer 0", "layer 1", "embedding, last norm, head"}
-        for table in ("operators", "layers"):
-            assert sum(e["seconds"] for e in phases[table].values()) == pytest.approx(phases["kernel_seconds"])
-        assert 0 < phases["kernel_seconds"] < phases["seconds"]
-        assert_trace_of_whole_events(Path(trace))
-    assert_components_add_up(report["memory"])
-    shape = KimiLinearConfig.from_folder(folders[0])
-    assert report["memory"]["weights"] == 4 * sum(int(np.prod(w.shape)) for w in weight_table(shape))
-
-
-def test_a_runtime_without_a_profile_is_refused_before_it_runs(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    for names in (("torch", "ort"), ("trt",), ("llama.cpp",)):
-        arguments = ["--profile", str(tmp_path / "p"), *(f"--backend={name}" for name in names)]
-        with pytest.raises(UsageError, match="one runtime that can be profiled") as error:
-            CliRunner().invoke(cli, ["bench", *map(str, folders), *arguments], catch_exceptions=False)
-        assert ("nsys" in str(error.value.fix)) == ("trt" in names)
-    assert not (tmp_path / "p").exists()
-
-
-def test_a_profile_gives_every_kernel_to_an_operator_and_a_layer(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    report = profile_export(folders[1], tmp_path / "profile", prompt=8, steps=3, threads=1)
-    assert json.loads((tmp_path / "profile" / "profile.json").read_text(encoding="utf-8")) == report
-    for phase, trace in zip(("prefill", "decode"), report["traces"], strict=True):
-        result = report["phases"][phase]
-        assert {"LinearAttention", "MatMul"} <= result["operators"].keys()
-        assert result["operators"]["LinearAttention"]["calls"] == 1
-        for table in ("operators", "layers"):
-            total = sum(entry["seconds"] for entry in result[table].values())
-            assert total == pytest.approx(result["kernel_seconds"])
-        assert result["layers"].keys() == {"layer 0", "layer 1", "embedding, last norm, head"}
-        # the delta rule and its two projections are the first layer's, attention's softmax the second's
-        assert all(result["layers"][f"layer {i}"]["calls"] > 20 for i in (0, 1))
-        assert 0 < result["kernel_seconds"] < result["seconds"]
-        assert_trace_of_whole_events(Path(trace))
-    assert_components_add_up(report["memory"])
-    glue = report["host_glue_seconds"]
-    assert 0 < glue["p10"] <= glue["median"] <= glue["p90"] < report["phases"]["decode"]["seconds"]
 
 
 def test_llama_cpp_needs_its_own_source_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:

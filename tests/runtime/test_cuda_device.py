@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from kimi_deploy.runtime.cuda_device import CudaDevice
 from kimi_deploy.runtime.dlpack import DeviceTensor
 from kimi_deploy.runtime.trt_device import DeviceBuffer
 from kimi_deploy.runtime.trt_runner import TrtRunner
-from kimi_deploy.runtime.trt_session import ProfileLimits
+from kimi_deploy.runtime.trt_session import OnLayer, ProfileLimits
 from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice, profile
 from tests.capabilities import needs_no_cuda
 from tests.runtime.conftest import greedy, random_ids, state_bytes
@@ -141,8 +142,13 @@ class TorchSession:
         self.aliased = frozenset(s.past_name for s in self.contract.states) if aliased else frozenset()
         self.device = device
 
-    def new_context(self, profile: ProfileLimits) -> TorchContext:
+    scratch_bytes = 0
+
+    def new_context(self, profile: ProfileLimits, on_layer: OnLayer | None = None) -> TorchContext:
         return TorchContext(self)
+
+    def layers(self, profile: ProfileLimits) -> list[dict[str, Any]]:
+        return []
 
 
 class TorchContext:

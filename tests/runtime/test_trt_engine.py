@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from kimi_deploy.contract import GraphContract
+from kimi_deploy.engine.backend import load
 from kimi_deploy.engine.load import Engine
 from kimi_deploy.errors import BackendError, EngineError
 from kimi_deploy.manifest import Manifest
-from kimi_deploy.runtime.trt_engine import TensorRtSession
+from kimi_deploy.runtime.trt_engine import TensorRtSession, make_profiler
 from kimi_deploy.runtime.trt_session import Sizes, choose_profile
 from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice
+from tests.capabilities import needs_tensorrt_rtx
 from tests.runtime.hand_made_graph import hand_made_contract
 
 CONTRACT = hand_made_contract()
@@ -23,6 +25,8 @@ IN_PLACE = {s.present_name: s.past_name for s in CONTRACT.states if s.kind != "l
 TRT = SimpleNamespace(
     TensorLocation=SimpleNamespace(DEVICE=0, HOST=1),
     ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+    LayerInformationFormat=SimpleNamespace(JSON="json"),
+    IProfiler=object,
 )
 
 
@@ -38,6 +42,7 @@ class CudaEngine:
         self.sequences, self.aliases = sequences, aliases
         self.host: str = options.get("host", "")
         self.refuse: str = options.get("refuse", "")
+        self.information: str = options.get("information", "")
         self.contexts: list[Context] = []
 
     def get_tensor_name(self, index: int) -> str:
@@ -57,6 +62,9 @@ class CudaEngine:
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.aliases.get(name)
 
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda kind: self.information if kind == "json" else "")
+
     def create_execution_context(self, strategy: str) -> Any:
         assert strategy == "user managed"
         self.contexts.append(Context(self.refuse))
@@ -65,6 +73,8 @@ class CudaEngine:
 
 class Context:
     """IExecutionContext; notes what it is told."""
+
+    profiler: Any = None
 
     def __init__(self, refuse: str) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -131,6 +141,40 @@ def test_profiles_are_those_of_the_engine_and_contexts_share_one_scratch_memory(
             ("address", "logits", 64),
             ("execute", device.stream),
         ]
+
+
+def test_a_watched_context_passes_each_layers_time_on_in_seconds() -> None:
+    engine = CudaEngine([16, 1], {})
+    seen, _ = session(engine)
+    told: list[tuple[str, float]] = []
+    seen.new_context(seen.profiles[0])
+    assert engine.contexts[0].profiler is None
+    context = seen.new_context(seen.profiles[0], lambda *layer: told.append(layer))
+    engine.contexts[1].profiler.report_layer_time("node_linear", 2.0)
+    assert told == [("node_linear", 0.002)]
+    # TensorRT keeps no reference of its own
+    assert context._profiler is engine.contexts[1].profiler
+
+
+@needs_tensorrt_rtx
+def test_the_profiler_is_one_of_tensorrts_own_kind() -> None:
+    told: list[tuple[str, float]] = []
+    module = load("tensorrt-rtx").module
+    profiler = make_profiler(module, lambda *layer: told.append(layer))
+    assert isinstance(profiler, module.IProfiler)
+    module.IProfiler.report_layer_time(profiler, "a layer", 1.5)
+    assert told == [("a layer", 0.0015)]
+    # the names that only a GPU's run would miss
+    assert {"profiler", "enqueue_emits_profile"} <= set(dir(module.IExecutionContext))
+    assert "get_engine_information" in dir(module.EngineInspector)
+    assert "create_engine_inspector" in dir(module.ICudaEngine)
+    assert "JSON" in module.LayerInformationFormat.__members__
+
+
+def test_the_inspector_names_layers_in_detail_or_by_name_alone() -> None:
+    information = '{"Layers": ["node_a", {"Name": "node_b", "LayerType": "kgen"}], "Bindings": []}'
+    seen, _ = session(CudaEngine([16, 1], {}, information=information))
+    assert seen.layers(seen.profiles[1]) == [{"Name": "node_a"}, {"Name": "node_b", "LayerType": "kgen"}]
 
 
 def test_two_plans_are_one_session() -> None:

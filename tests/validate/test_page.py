@@ -12,25 +12,13 @@ from kimi_deploy.validate.faults.catalogue import FAULTS
 from kimi_deploy.validate.faults.graph import Graph
 from kimi_deploy.validate.html import page
 from kimi_deploy.validate.run import Settings, validate_export
+from tests.browser import FLAGS
 from tests.capabilities import CHROMIUM, needs_chromium
 from tests.graph.conftest import no_progress
 
 ARTEFACTS = Path(__file__).resolve().parents[2] / "build" / "test-artefacts"
 GREEDY = 24
-# headless, without an account, a profile or a word to anyone
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--window-size=1280,1600",
-    "--enable-logging=stderr",
-]
+DRAWING = ["--hide-scrollbars", "--window-size=1280,1600", "--enable-logging=stderr"]
 MEASURE = """
 <script>
 const svgs = [...document.querySelectorAll("svg")].map(svg => {
@@ -68,7 +56,14 @@ def wrong(model: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def browse(folder: Path, html: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "page.html").write_text(html, encoding="utf-8")
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments, f"file://{folder}/page.html"]
+    command = [
+        str(CHROMIUM),
+        *FLAGS,
+        *DRAWING,
+        f"--user-data-dir={folder / 'profile'}",
+        *arguments,
+        f"file://{folder}/page.html",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
 

@@ -8,9 +8,11 @@ and must not elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,7 +21,7 @@ from kimi_deploy.contract import GraphContract
 from kimi_deploy.errors import BackendError
 from kimi_deploy.runtime.ort_session import open_session, read_contract
 from kimi_deploy.runtime.storage import NUMPY_DTYPES
-from kimi_deploy.runtime.trt_session import AXES, ProfileLimits
+from kimi_deploy.runtime.trt_session import AXES, OnLayer, ProfileLimits
 
 _NUMPY = NUMPY_DTYPES | {"int64": np.dtype(np.int64), "int32": np.dtype(np.int32)}
 
@@ -113,7 +115,8 @@ class FakeDevice:
 class FakeSession:
     """An "engine" of the graph in `model`, or of the serialised `graph` with the weights beside that.
 
-    `runs` counts executions, `contexts` lists the profiles asked for.
+    `runs` counts executions, `contexts` lists the profiles asked for. `layers` is what its inspector says; a watched
+    run reports its time in equal parts, one to each of them.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class FakeSession:
         aliased: frozenset[str] = frozenset(),
         *,
         graph: bytes | None = None,
+        layers: Sequence[dict[str, Any]] = (),
     ) -> None:
         ort.set_default_logger_severity(3)  # a cache that is not updated in place is what is wanted here
         self.onnx: ort.InferenceSession = open_session(model, "cpu", 1, 0, graph=graph)
@@ -133,6 +137,8 @@ class FakeSession:
         self.runs: list[str] = []
         self.contexts: list[str] = []
         self.fail_after: int | None = None
+        self.scratch_bytes = 0
+        self._layers = list(layers)
 
     def on(self, device: FakeDevice, aliased: frozenset[str]) -> FakeSession:
         """The same engine on another device."""
@@ -140,16 +146,19 @@ class FakeSession:
         other.device, other.aliased, other.runs, other.contexts = device, aliased, [], []
         return other
 
-    def new_context(self, profile: ProfileLimits) -> FakeContext:
+    def new_context(self, profile: ProfileLimits, on_layer: OnLayer | None = None) -> FakeContext:
         self.contexts.append(profile.name)
-        return FakeContext(self, profile)
+        return FakeContext(self, profile, on_layer)
+
+    def layers(self, profile: ProfileLimits) -> list[dict[str, Any]]:
+        return self._layers
 
 
 class FakeContext:
     """What IExecutionContext does between set_input_shape and execute_async_v3."""
 
-    def __init__(self, session: FakeSession, profile: ProfileLimits) -> None:
-        self._session, self._profile = session, profile
+    def __init__(self, session: FakeSession, profile: ProfileLimits, on_layer: OnLayer | None) -> None:
+        self._session, self._profile, self._on_layer = session, profile, on_layer
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._seen: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
@@ -171,8 +180,8 @@ class FakeContext:
         assert shapes.keys() == {s.name for s in contract.inputs}
         assert addresses.keys() == {s.name for s in (*contract.inputs, *contract.outputs)}
         key = tuple(sorted(shapes.items()))
-        if self._session.device.recording and key not in self._seen:
-            raise BackendError("a first run cannot be recorded")
+        if self._session.device.recording and (key not in self._seen or self._on_layer is not None):
+            raise BackendError("a first run cannot be recorded, nor one that is watched")
         self._seen.add(key)
         sizes: dict[str, int] = {}
         for spec in contract.inputs:
@@ -192,10 +201,15 @@ class FakeContext:
             s.name: session.device.view(addresses[s.name], shapes[s.name], _NUMPY[s.dtype]).copy()
             for s in session.contract.inputs
         }
+        began = time.perf_counter()
         results = session.onnx.run([s.name for s in session.contract.outputs], feeds)
+        seconds = time.perf_counter() - began
         for spec, result in zip(session.contract.outputs, results, strict=True):
             shape = tuple(d if isinstance(d, int) else sizes[d] for d in spec.dims)
             session.device.view(addresses[spec.name], shape, _NUMPY[spec.dtype])[...] = result
+        if self._on_layer is not None:
+            for layer in session.layers(self._profile):
+                self._on_layer(layer["Name"], seconds / len(session.layers(self._profile)))
 
 
 def profile(name: str, index: int, batch: int, sequence: int, capacity: int, num_logits: int) -> ProfileLimits:
