@@ -16,7 +16,7 @@ _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _TYPES = {"f": "float32", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
 _NAME = re.compile(
-    r"_ZN4kimi\d+(?P<kernel>kda_[a-z]+|causal_conv|linear_attention)I(?P<type>f|NS_4HalfE|NS_8BFloat16E)(?P<constants>(?:L[ib]\d+E)*)E"
+    r"_ZN4kimi\d+(?P<kernel>kda_[a-z]+|moe_[a-z_]+(?:\d\d)?|causal_conv|linear_attention)I(?P<type>f|NS_4HalfE|NS_8BFloat16E)(?P<constants>(?:L[ib]\d+E)*)E"
 )
 
 

@@ -18,12 +18,14 @@ from kimi_deploy.engine.backend import choose, load
 from kimi_deploy.engine.config import TimingCache
 from kimi_deploy.engine.network import Graph, check_network, read_graph
 from kimi_deploy.engine.plan import build_plan
-from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, register_plugins
+from kimi_deploy.engine.plugin_executors import KERNELS_NEEDED, kernels_are_built
+from kimi_deploy.engine.plugin_registry import register_plugins
 from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, unusable_here
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
+from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.output_folder import output_folder
 from kimi_deploy.text.tokenizer import TOKENIZER_FILES
@@ -125,8 +127,12 @@ def read_export(folder: Path) -> Manifest:
 
 
 def plugin_ops(recipe: EngineRecipe) -> frozenset[str]:
-    """The ops that a plugin is to run."""
-    return frozenset() if recipe.plugin == "none" else PLUGIN_OPS
+    """The ops that a plugin is to run: the recipe's, or all that something can run here as fast as it should be."""
+    if recipe.plugin == "none":
+        return frozenset()
+    if recipe.plugin_ops:
+        return frozenset(recipe.plugin_ops)
+    return PLUGIN_OPS if recipe.plugin_kind == "native" or kernels_are_built() else PLUGIN_OPS - KERNELS_NEEDED
 
 
 def graph_for(folder: Path, recipe: EngineRecipe) -> Graph:

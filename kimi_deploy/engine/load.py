@@ -11,9 +11,10 @@ from kimi_deploy.contract import GraphContract
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend, TensorRT, choose, load
 from kimi_deploy.engine.plugin_library import default_path
-from kimi_deploy.engine.plugin_registry import PLUGIN_OPS, register_plugins
+from kimi_deploy.engine.plugin_registry import register_plugins
 from kimi_deploy.errors import BackendError, EngineError, ManifestError
 from kimi_deploy.manifest import Manifest
+from kimi_deploy.ops.plugins import PLUGIN_OPS
 
 
 @dataclass(frozen=True)

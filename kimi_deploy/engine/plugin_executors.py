@@ -19,9 +19,9 @@ from kimi_deploy.kernels.abi import (
     CausalConvArguments,
     KdaArguments,
     LinearAttentionArguments,
+    MoeArguments,
 )
 from kimi_deploy.kernels.library import KernelLibrary, default_path
-from kimi_deploy.ops.registry import OPS
 
 if TYPE_CHECKING:
     from kimi_deploy.engine.plugin_memory import Device
@@ -51,6 +51,19 @@ def _kda(call: PluginCall) -> KdaArguments:
         norm_eps=fields["norm_eps"],
         scale=fields["scale"],
         gate_lower_bound=fields["gate_lower_bound"],
+    )
+    return _with_memory(arguments, call)
+
+
+def _moe(call: PluginCall) -> MoeArguments:
+    fields, symbols = call.fields, call.symbols
+    sizes = ("hidden", "num_experts", "intermediate", "top_k", "n_group", "topk_group", "renormalize")
+    arguments = MoeArguments(
+        struct_size=ctypes.sizeof(MoeArguments),
+        data_type=DATA_TYPES[call.inputs[0].dtype],
+        tokens=symbols["batch"] * symbols["sequence"],
+        routed_scaling_factor=fields["routed_scaling_factor"],
+        **{name: symbols[name] for name in sizes},
     )
     return _with_memory(arguments, call)
 
@@ -131,10 +144,20 @@ def _with_memory(arguments: Any, call: PluginCall) -> Any:
 
 LAUNCHERS: dict[str, Launcher] = {
     "KimiDeltaAttention": Launcher(_kda, "kimi_kda", "kimi_kda_workspace"),
+    "MixtureOfExperts": Launcher(_moe, "kimi_moe", "kimi_moe_workspace"),
     "LinearAttention": Launcher(_linear_attention, "kimi_linear_attention", "kimi_linear_attention_workspace"),
     "CausalConvWithState": Launcher(_causal_conv, "kimi_causal_conv"),
 }
 """By op."""
+
+
+KERNELS_NEEDED = frozenset({"MixtureOfExperts", "LinearAttention", "CausalConvWithState"})
+"""Ops that torch does not run in an engine: it has no such op, or its form waits for the GPU at every call."""
+
+
+def kernels_are_built() -> bool:
+    """Whether `make kernels` has been run here."""
+    return default_path("cuda").is_file()
 
 
 @dataclass(frozen=True)
@@ -166,11 +189,11 @@ class TorchExecutor:
     device: Device = "cuda"
 
     def workspace(self, call: PluginCall) -> int:
-        """None: torch has its own. Raises BackendError for an op that torch does not have."""
-        if call.plugin.op.name not in OPS:
+        """None: torch has its own. Raises BackendError for an op that torch does not run in an engine."""
+        if call.plugin.op.name in KERNELS_NEEDED:
             raise BackendError(
                 f"plugin {call.plugin.label} needs the kernel library",
-                seen="it is not built, and torch has no such op",
+                seen="it is not built, and torch has no form of the op that an engine can run",
                 fix="build it: make kernels",
             )
         return 0
@@ -190,7 +213,7 @@ class TorchExecutor:
 
 @dataclass(frozen=True)
 class ChosenExecutor:
-    """The kernels for what they take, torch for other sizes and types of our ops: the same choice at every call."""
+    """The kernels for what they take, torch for other sizes and types of what it runs; the same choice every time."""
 
     kernels: KernelExecutor
     torch: TorchExecutor
@@ -204,7 +227,7 @@ class ChosenExecutor:
         self._choose(call).enqueue(call)
 
     def _choose(self, call: PluginCall) -> Executor:
-        if call.plugin.op.name not in OPS or importlib.util.find_spec("torch") is None:
+        if call.plugin.op.name in KERNELS_NEEDED or importlib.util.find_spec("torch") is None:
             return self.kernels
         try:
             self.kernels.workspace(call)
@@ -218,6 +241,6 @@ def default_executor() -> Executor:
     """The CUDA kernel library if it was built, for what it takes, and else torch. An engine must be run by what sized
     its workspace or by something that needs less: a plugin refuses at the first shape otherwise.
     """
-    if default_path("cuda").is_file():
+    if kernels_are_built():
         return ChosenExecutor(KernelExecutor(KernelLibrary.open()), TorchExecutor())
     return TorchExecutor()

@@ -10,13 +10,9 @@ from kimi_deploy.engine.plugin import creator_class
 from kimi_deploy.engine.plugin_library import PluginLibrary
 from kimi_deploy.errors import EngineError
 from kimi_deploy.ops.plugins import PLUGINS
-from kimi_deploy.ops.spec import DOMAIN
 
 PluginKind = Literal["native", "python"]
 PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
-
-PLUGIN_OPS: frozenset[str] = frozenset(name for name, plugin in PLUGINS.items() if plugin.namespace == DOMAIN)
-"""The ops of our graphs that have a plugin; ONNX's own operators have one too, which our graphs do not need."""
 
 # a creator may be registered once per process, and TensorRT does not keep Python objects alive
 _creators: dict[str, dict[str, Any]] = {}

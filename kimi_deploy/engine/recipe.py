@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from kimi_deploy.contract import BATCH, CAPACITY, NUM_LOGITS, SEQUENCE, Dtype, GraphContract
 from kimi_deploy.engine.backend import BACKEND_CHOICES, BackendChoice, TensorRT
 from kimi_deploy.errors import EngineError, UsageError
+from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.recipe import read_recipe
 
 PluginChoice = Literal["auto", "native", "python", "none"]
@@ -26,6 +27,8 @@ PLAN_NAMES: dict[Plans, tuple[str, str]] = {
 }
 """The files that hold the prefill and the decode profile."""
 PROFILES = ("prefill", "decode")
+LISTS = ("compute_capabilities", "plugin_ops")
+"""Keys that are lists in a recipe's file."""
 AXES = (BATCH, SEQUENCE, CAPACITY, NUM_LOGITS)
 # TensorRT-RTX compiles for a list of architectures; these are the GeForce generations most in use, Ada and Blackwell
 DEFAULT_RTX_CAPABILITIES = ("8.9", "12.0")
@@ -63,15 +66,17 @@ class EngineRecipe:
     plans: "one" engine with both profiles and one copy of the weights, or "two", each with a profile and all weights.
     compute_capabilities: GPU architectures to build for, such as "8.9" (TensorRT-RTX only; the full TensorRT builds
     for the GPU it runs on). plugin: "auto" and "python" make Python plugins, "native" those of the C++ library; the
-    engine is the same. workspace_mib: largest scratch memory of a layer; tactic_shared_memory_kib: of a kernel; 0 for
-    no limit. tf32: let float32 products round their inputs to 10 bits. in_place_state: alias state outputs of plugins
-    to their inputs, so that caller and engine share one buffer. version_compatible, hardware_compatibility, refit,
-    strip_weights, profiling_verbosity: trtexec's options of these names. timing_cache: a file that is read if it is
-    there, and written if not; with timing_cache_sha256 it must be there with that hash.
+    engine is the same. plugin_ops: which ops they run; all of them where the kernels are built, when it is empty, and
+    else those that torch runs as well. workspace_mib: largest scratch memory of a layer; tactic_shared_memory_kib: of
+    a kernel; 0 for no limit. tf32: let float32 products round their inputs to 10 bits. in_place_state: alias state
+    outputs of plugins to their inputs, so that caller and engine share one buffer. version_compatible,
+    hardware_compatibility, refit, strip_weights, profiling_verbosity: trtexec's options of these names. timing_cache:
+    a file that is read if it is there, and written if not; with timing_cache_sha256 it must be there with that hash.
     """
 
     backend: BackendChoice = "auto"
     plugin: PluginChoice = "auto"
+    plugin_ops: tuple[str, ...] = ()
     plans: Plans = "one"
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int = 3
@@ -128,8 +133,9 @@ class EngineRecipe:
         for name in PROFILES:
             if name in values:
                 values[name] = change_profile(getattr(cls(), name), values[name], f"{where}: {name}")
-        if "compute_capabilities" in values:
-            values["compute_capabilities"] = tuple(values["compute_capabilities"])
+        for name in LISTS:
+            if name in values:
+                values[name] = tuple(values[name])
         try:
             recipe = cls(**values)
         except TypeError as error:
@@ -145,7 +151,7 @@ class EngineRecipe:
         """
         types: dict[str, type] = {f.name: type(getattr(cls(), f.name)) for f in fields(cls)}
         tables = dict.fromkeys(PROFILES, dict)
-        return cls.from_dict(read_recipe(path, types | {"compute_capabilities": list} | tables), str(path))
+        return cls.from_dict(read_recipe(path, types | dict.fromkeys(LISTS, list) | tables), str(path))
 
     def check(self, where: str) -> None:
         """Raise UsageError for values that no build can use; `where` says where they came from."""
@@ -160,6 +166,11 @@ class EngineRecipe:
             value = getattr(self, key)
             if value not in allowed:
                 raise UsageError(f"{where}: {key} is not known", seen=repr(value), expected=f"one of {list(allowed)}")
+        for op in self.plugin_ops:
+            if op not in PLUGIN_OPS:
+                raise UsageError(
+                    f"{where}: plugin_ops names an op without a plugin", seen=repr(op), expected=f"{sorted(PLUGIN_OPS)}"
+                )
         for key in ("workspace_mib", "tactic_shared_memory_kib"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{where}: {key} is negative", seen=str(getattr(self, key)), expected="0 or more")

@@ -119,9 +119,37 @@ class CausalConvArguments(ctypes.Structure):
     )
 
 
+class MoeArguments(ctypes.Structure):
+    """KimiMoeArguments; kimi_moe.h says what each field means."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("data_type", ctypes.c_int32),
+        ("tokens", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("num_experts", ctypes.c_int32),
+        ("intermediate", ctypes.c_int32),
+        ("top_k", ctypes.c_int32),
+        ("n_group", ctypes.c_int32),
+        ("topk_group", ctypes.c_int32),
+        ("renormalize", ctypes.c_int32),
+        ("routed_scaling_factor", ctypes.c_float),
+        ("hidden_states", ctypes.c_void_p),
+        ("router_weight", ctypes.c_void_p),
+        ("router_bias", ctypes.c_void_p),
+        ("gate_up_weight", ctypes.c_void_p),
+        ("down_weight", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_size_t),
+        ("stream", ctypes.c_void_p),
+    )
+
+
 def declare(library: ctypes.CDLL) -> None:
     """Sets the prototypes of the header's functions on a loaded library. AttributeError if one is missing."""
     arguments, linear_attention = ctypes.POINTER(KdaArguments), ctypes.POINTER(LinearAttentionArguments)
+    moe = ctypes.POINTER(MoeArguments)
     for name, result, parameters in (
         ("kimi_abi_version", ctypes.c_uint32, ()),
         ("kimi_backend", ctypes.c_char_p, ()),
@@ -133,6 +161,8 @@ def declare(library: ctypes.CDLL) -> None:
         ("kimi_kda", ctypes.c_int32, (arguments,)),
         ("kimi_linear_attention_workspace", ctypes.c_int32, (linear_attention, ctypes.POINTER(ctypes.c_size_t))),
         ("kimi_linear_attention", ctypes.c_int32, (linear_attention,)),
+        ("kimi_moe_workspace", ctypes.c_int32, (moe, ctypes.POINTER(ctypes.c_size_t))),
+        ("kimi_moe", ctypes.c_int32, (moe,)),
         ("kimi_causal_conv", ctypes.c_int32, (ctypes.POINTER(CausalConvArguments),)),
     ):
         function = getattr(library, name)

@@ -98,11 +98,14 @@ class PluginSpec:
 PLUGINS: dict[str, PluginSpec] = {
     spec.op.name: spec
     for spec in (
-        # the recurrence is the one thing standard operators do slowly; TensorRT has good ones for our other two ops
         PluginSpec(OPS["KimiDeltaAttention"], DOMAIN, str(DOMAIN_VERSION)),
+        PluginSpec(OPS["MixtureOfExperts"], DOMAIN, str(DOMAIN_VERSION)),
         # what TensorRT-RTX's parser looks for: exactly these names, version "1", no namespace
         PluginSpec(LINEAR_ATTENTION, "", "1"),
         PluginSpec(CAUSAL_CONV_WITH_STATE, "", "1"),
     )
 }
 """Every plugin, by op."""
+
+PLUGIN_OPS: frozenset[str] = frozenset(name for name, plugin in PLUGINS.items() if plugin.namespace == DOMAIN)
+"""The ops of our graphs that have a plugin; ONNX's own operators have one too, which our graphs do not need."""

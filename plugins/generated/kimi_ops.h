@@ -99,6 +99,59 @@ inline constexpr OpSpec kSpec = {"KimiDeltaAttention", "kimi", "1",
 
 }  // namespace kimi_delta_attention
 
+namespace mixture_of_experts {
+
+enum Input { kInputHiddenStates, kInputRouterWeight, kInputRouterBias, kInputGateUpWeight, kInputDownWeight };
+enum Output { kOutputOutput };
+enum Field { kFieldNumExperts, kFieldIntermediate, kFieldTopK, kFieldNGroup, kFieldTopkGroup, kFieldRenormalize, kFieldRoutedScalingFactor, kFieldAbi, kFieldWorkspaceBlocks };
+enum Symbol { kSymbolNumExperts, kSymbolIntermediate, kSymbolTopK, kSymbolNGroup, kSymbolTopkGroup, kSymbolRenormalize, kSymbolBatch, kSymbolSequence, kSymbolHidden };
+
+inline constexpr const char* kSymbols[] = {"num_experts", "intermediate", "top_k", "n_group", "topk_group", "renormalize", "batch", "sequence", "hidden"};
+inline constexpr DimensionStep kInHiddenStates0[] = {{DimensionStep::kSymbol, 6}};
+inline constexpr DimensionStep kInHiddenStates1[] = {{DimensionStep::kSymbol, 7}};
+inline constexpr DimensionStep kInHiddenStates2[] = {{DimensionStep::kSymbol, 8}};
+inline constexpr DimensionSpec kInHiddenStatesDims[] = {{"batch", kInHiddenStates0}, {"sequence", kInHiddenStates1}, {"hidden", kInHiddenStates2}};
+inline constexpr DimensionStep kInRouterWeight0[] = {{DimensionStep::kSymbol, 0}};
+inline constexpr DimensionStep kInRouterWeight1[] = {{DimensionStep::kSymbol, 8}};
+inline constexpr DimensionSpec kInRouterWeightDims[] = {{"num_experts", kInRouterWeight0}, {"hidden", kInRouterWeight1}};
+inline constexpr DimensionStep kInRouterBias0[] = {{DimensionStep::kSymbol, 0}};
+inline constexpr DimensionSpec kInRouterBiasDims[] = {{"num_experts", kInRouterBias0}};
+inline constexpr DimensionStep kInGateUpWeight0[] = {{DimensionStep::kSymbol, 0}};
+inline constexpr DimensionStep kInGateUpWeight1[] = {{DimensionStep::kConstant, 2}, {DimensionStep::kSymbol, 1}, {DimensionStep::kMultiply, 0}};
+inline constexpr DimensionStep kInGateUpWeight2[] = {{DimensionStep::kSymbol, 8}};
+inline constexpr DimensionSpec kInGateUpWeightDims[] = {{"num_experts", kInGateUpWeight0}, {"2*intermediate", kInGateUpWeight1}, {"hidden", kInGateUpWeight2}};
+inline constexpr DimensionStep kInDownWeight0[] = {{DimensionStep::kSymbol, 0}};
+inline constexpr DimensionStep kInDownWeight1[] = {{DimensionStep::kSymbol, 8}};
+inline constexpr DimensionStep kInDownWeight2[] = {{DimensionStep::kSymbol, 1}};
+inline constexpr DimensionSpec kInDownWeightDims[] = {{"num_experts", kInDownWeight0}, {"hidden", kInDownWeight1}, {"intermediate", kInDownWeight2}};
+inline constexpr PortSpec kInputs[] = {
+    {"hidden_states", PortType::kT, false, kInHiddenStatesDims},
+    {"router_weight", PortType::kT, false, kInRouterWeightDims},
+    {"router_bias", PortType::kFloat32, false, kInRouterBiasDims},
+    {"gate_up_weight", PortType::kT, false, kInGateUpWeightDims},
+    {"down_weight", PortType::kT, false, kInDownWeightDims}};
+inline constexpr DimensionStep kOutOutput0[] = {{DimensionStep::kSymbol, 6}};
+inline constexpr DimensionStep kOutOutput1[] = {{DimensionStep::kSymbol, 7}};
+inline constexpr DimensionStep kOutOutput2[] = {{DimensionStep::kSymbol, 8}};
+inline constexpr DimensionSpec kOutOutputDims[] = {{"batch", kOutOutput0}, {"sequence", kOutOutput1}, {"hidden", kOutOutput2}};
+inline constexpr PortSpec kOutputs[] = {
+    {"output", PortType::kT, false, kOutOutputDims}};
+inline constexpr FieldSpec kFields[] = {
+    {"num_experts", FieldType::kInt, 0, true, 0, 0.0f, {}},
+    {"intermediate", FieldType::kInt, 1, true, 0, 0.0f, {}},
+    {"top_k", FieldType::kInt, 2, true, 0, 0.0f, {}},
+    {"n_group", FieldType::kInt, 3, true, 0, 0.0f, {}},
+    {"topk_group", FieldType::kInt, 4, true, 0, 0.0f, {}},
+    {"renormalize", FieldType::kInt, 5, true, 0, 0.0f, {}},
+    {"routed_scaling_factor", FieldType::kFloat, -1, true, 0, 0.0f, {}},
+    {"abi", FieldType::kString, -1, true, 0, 0.0f, {}},
+    {"workspace_blocks", FieldType::kInt, -1, false, -1, 0.0f, {}}};
+inline constexpr int kAliases[] = {-1};
+inline constexpr OpSpec kSpec = {"MixtureOfExperts", "kimi", "1",
+    "d94cad42e62d7e89", kInputs, kOutputs, kFields, kSymbols, kAliases, 7, -1, 8};
+
+}  // namespace mixture_of_experts
+
 namespace linear_attention {
 
 enum Input { kInputQuery, kInputKey, kInputValue, kInputPastState, kInputDecay, kInputBeta };
@@ -216,6 +269,6 @@ inline constexpr OpSpec kSpec = {"CausalConvWithState", "", "1",
 
 }  // namespace causal_conv_with_state
 
-inline constexpr const OpSpec* kOps[] = {&kimi_delta_attention::kSpec, &linear_attention::kSpec, &causal_conv_with_state::kSpec};
+inline constexpr const OpSpec* kOps[] = {&kimi_delta_attention::kSpec, &mixture_of_experts::kSpec, &linear_attention::kSpec, &causal_conv_with_state::kSpec};
 
 }  // namespace kimi

@@ -42,6 +42,7 @@ struct Launcher {
 };
 
 const Launcher& kda_launcher();
+const Launcher& moe_launcher();
 const Launcher& linear_attention_launcher();
 const Launcher& causal_conv_launcher();
 

@@ -14,9 +14,9 @@ namespace {
 using nvinfer1::IPluginCreatorInterface;
 
 struct Creators {
-  PluginCreator items[3] = {PluginCreator(kda_launcher()), PluginCreator(linear_attention_launcher()),
-                            PluginCreator(causal_conv_launcher())};
-  IPluginCreatorInterface* pointers[3] = {&items[0], &items[1], &items[2]};
+  PluginCreator items[4] = {PluginCreator(kda_launcher()), PluginCreator(moe_launcher()),
+                            PluginCreator(linear_attention_launcher()), PluginCreator(causal_conv_launcher())};
+  IPluginCreatorInterface* pointers[4] = {&items[0], &items[1], &items[2], &items[3]};
 };
 
 constexpr int32_t kCount = static_cast<int32_t>(sizeof(Creators::items) / sizeof(PluginCreator));

@@ -4,6 +4,7 @@
 #include "../kernels/kimi_causal_conv.h"
 #include "../kernels/kimi_kernels.h"
 #include "../kernels/kimi_linear_attention.h"
+#include "../kernels/kimi_moe.h"
 
 #define SIZE(type) printf(#type ".sizeof %zu\n", sizeof(type))
 #define FIELD(type, name) printf(#type "." #name " %zu\n", offsetof(type, name))
@@ -89,5 +90,27 @@ int main(void) {
   FIELD(KimiCausalConvArguments, output);
   FIELD(KimiCausalConvArguments, present_state);
   FIELD(KimiCausalConvArguments, stream);
+
+  SIZE(KimiMoeArguments);
+  FIELD(KimiMoeArguments, struct_size);
+  FIELD(KimiMoeArguments, data_type);
+  FIELD(KimiMoeArguments, tokens);
+  FIELD(KimiMoeArguments, hidden);
+  FIELD(KimiMoeArguments, num_experts);
+  FIELD(KimiMoeArguments, intermediate);
+  FIELD(KimiMoeArguments, top_k);
+  FIELD(KimiMoeArguments, n_group);
+  FIELD(KimiMoeArguments, topk_group);
+  FIELD(KimiMoeArguments, renormalize);
+  FIELD(KimiMoeArguments, routed_scaling_factor);
+  FIELD(KimiMoeArguments, hidden_states);
+  FIELD(KimiMoeArguments, router_weight);
+  FIELD(KimiMoeArguments, router_bias);
+  FIELD(KimiMoeArguments, gate_up_weight);
+  FIELD(KimiMoeArguments, down_weight);
+  FIELD(KimiMoeArguments, output);
+  FIELD(KimiMoeArguments, workspace);
+  FIELD(KimiMoeArguments, workspace_size);
+  FIELD(KimiMoeArguments, stream);
   return 0;
 }

@@ -1,6 +1,7 @@
 // The kernels' C ABI without kernels: every call succeeds at once. What a plugin then takes is its own.
 #include "../kernels/kimi_causal_conv.h"
 #include "../kernels/kimi_linear_attention.h"
+#include "../kernels/kimi_moe.h"
 
 extern "C" {
 
@@ -13,6 +14,12 @@ int32_t kimi_kda_workspace(const KimiKdaArguments*, size_t* bytes) {
   return KIMI_OK;
 }
 int32_t kimi_kda(const KimiKdaArguments*) { return KIMI_OK; }
+
+int32_t kimi_moe_workspace(const KimiMoeArguments*, size_t* bytes) {
+  *bytes = 0;
+  return KIMI_OK;
+}
+int32_t kimi_moe(const KimiMoeArguments*) { return KIMI_OK; }
 
 int32_t kimi_linear_attention_workspace(const KimiLinearAttentionArguments*, size_t* bytes) {
   *bytes = 0;

@@ -24,6 +24,8 @@ torch.set_num_threads(1)
 RECIPE = EngineRecipe(
     backend="tensorrt-rtx",
     compute_capabilities=("8.9",),
+    # whatever is built on this machine
+    plugin_ops=("KimiDeltaAttention",),
     prefill=Profile(batch=(1, 1, 2), sequence=(1, 8, 32), capacity=(1, 64, 64), num_logits=(1, 1, 4)),
     decode=Profile(batch=(1, 1, 2), capacity=(1, 64, 64)),
 )

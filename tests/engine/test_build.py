@@ -19,7 +19,6 @@ from kimi_deploy.engine import backend as backends
 from kimi_deploy.engine import requirements
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.network import read_graph
-from kimi_deploy.engine.plugin_registry import PLUGIN_OPS
 from kimi_deploy.engine.recipe import EngineRecipe, change_profile
 from kimi_deploy.errors import (
     BackendError,
@@ -30,6 +29,7 @@ from kimi_deploy.errors import (
     UsageError,
 )
 from kimi_deploy.manifest import Manifest
+from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.ops.registry import OPS
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.conftest import RECIPE, no_progress

@@ -24,6 +24,7 @@ from kimi_deploy.validate.tolerances import tolerance
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.plugin_driver import NUMPY, backend, dynamic_desc, tensor_desc
 from tests.kernels.cases import check, make_case, oracle
+from tests.kernels.moe_cases import check_moe, moe_case
 from tests.kernels.standard_cases import (
     causal_conv_case,
     causal_conv_oracle,
@@ -94,6 +95,16 @@ def test_causal_conv_with_state(executor: KernelExecutor) -> None:
     plugin = plugin_of(executor, "CausalConvWithState", attributes)
     results = run(plugin, "CausalConvWithState", [arrays[n] for n in ("input", "weight", "bias", "past_state")])
     check_causal_conv(results, causal_conv_oracle(arrays, attributes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("steps", [1, 20])
+def test_mixture_of_experts(executor: KernelExecutor, dtype: str, steps: int) -> None:
+    arrays, attributes = moe_case(batch=2, steps=steps, groups=4, kept_groups=2, dtype=dtype)
+    fields = {**attributes, ABI_FIELD: PLUGINS["MixtureOfExperts"].abi or ""}
+    for runs in (executor, ChosenExecutor(executor, TorchExecutor("cpu"))):
+        results = run(plugin_of(runs, "MixtureOfExperts", fields), "MixtureOfExperts", list(arrays.values()))
+        check_moe(results["output"], arrays, attributes)
 
 
 def test_sizes_without_a_kernel_are_refused_when_an_engine_is_built(executor: KernelExecutor) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.contract import DTYPES
+from kimi_deploy.engine import plugin_executors
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.recipe import EngineRecipe
 from kimi_deploy.engine.requirements import CODE_BYTES
@@ -26,10 +28,26 @@ BODIES = 4
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_default_recipe_builds_with_a_plugin_per_kda_layer(dtype: Any, tmp_path: Path) -> None:
     export_model(DEMO, tmp_path / "export", dtype=dtype, flavour="ort", overwrite=False, progress=no_progress)
-    recipe = replace(EngineRecipe(), backend="tensorrt-rtx")
+    recipe = replace(EngineRecipe(), backend="tensorrt-rtx", plugin_ops=("KimiDeltaAttention",))
     manifest = build_engine(tmp_path / "export", tmp_path / "engine", recipe, overwrite=False, progress=no_progress)
     assert manifest.details["plugins"] == {"KimiDeltaAttention": 3}
     assert manifest.details["dtype"] == dtype
     weights = (tmp_path / "export" / "weights.bin").stat().st_size
     # the weights once, and no more kernels than the room that is asked for
     assert weights < manifest.files["engine.plan"]["bytes"] < weights + (BODIES + 1) * CODE_BYTES
+
+
+def test_two_profiles_take_a_tenth_more_than_the_weights_with_every_plugin(
+    executor: plugin_executors.KernelExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In 16 bits, where kernels weigh most against weights; the library says only how much workspace there must be."""
+    monkeypatch.setattr(plugin_executors, "default_executor", lambda: executor)
+    synthesize("mini-62m", tmp_path / "model")
+    export_model(
+        tmp_path / "model", tmp_path / "export", dtype="float16", flavour="ort", overwrite=False, progress=no_progress
+    )
+    recipe = replace(EngineRecipe(), backend="tensorrt-rtx", plugin_ops=("KimiDeltaAttention", "MixtureOfExperts"))
+    manifest = build_engine(tmp_path / "export", tmp_path / "engine", recipe, overwrite=False, progress=no_progress)
+    assert manifest.details["plugins"] == {"KimiDeltaAttention": 6, "MixtureOfExperts": 7}
+    weights = (tmp_path / "export" / "weights.bin").stat().st_size
+    assert weights < manifest.files["engine.plan"]["bytes"] < 1.1 * weights

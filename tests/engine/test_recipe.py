@@ -56,6 +56,9 @@ def test_what_a_recipe_leaves_out_keeps_its_default(tmp_path: Path) -> None:
         ("[prefill]\nsequence = 8192", "more sequence than capacity"),
         ("[decode]\nnum_logits = 2", "more num_logits than sequence"),
         ("[prefill", "not TOML"),
+        ('plugin_ops = "KimiDeltaAttention"', "plugin_ops has the wrong type"),
+        ('plugin_ops = ["Softmax"]', "an op without a plugin"),
+        ('plugin_ops = ["LinearAttention"]', "an op without a plugin"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -18,6 +18,7 @@ from kimi_deploy.kernels.library import KernelLibrary
 from .build import ROOT, run
 from .cases import make_case
 from .device import Device, EmulatedDevice, run_kernel
+from .moe_cases import moe_case, run_moe
 from .standard_cases import causal_conv_case, linear_attention_case, run_causal_conv, run_linear_attention
 
 
@@ -45,6 +46,10 @@ def cases(device: Device):
     yield "packed", run_kernel(device, "prefill", arrays, attributes, value_splits=4)
     arrays["cu_seqlens"] = np.array([-3, 40, 7, 2**31 - 1], np.int32)
     run_kernel(device, "prefill", arrays, attributes)
+
+    for dtype, steps in (("float32", 2), ("bfloat16", 3), ("float32", 70), ("float16", 70)):
+        arrays, attributes = moe_case(steps=steps, hidden=72, inner=24, groups=4, kept_groups=2, dtype=dtype)
+        yield f"moe_{dtype}_{steps}", {"output": run_moe(device, arrays, attributes)}
 
     for rule, key_dim, value_dim in (("linear", 3, 5), ("gated", 64, 64), ("delta", 100, 6), ("gated_delta", 512, 12)):
         arrays, attributes = linear_attention_case(

@@ -2,7 +2,13 @@
 
 import ctypes
 
-from kimi_deploy.kernels.abi import ABI_VERSION, CausalConvArguments, KdaArguments, LinearAttentionArguments
+from kimi_deploy.kernels.abi import (
+    ABI_VERSION,
+    CausalConvArguments,
+    KdaArguments,
+    LinearAttentionArguments,
+    MoeArguments,
+)
 
 from .build import build, run
 
@@ -10,6 +16,7 @@ STRUCTS = {
     "KimiKdaArguments": KdaArguments,
     "KimiLinearAttentionArguments": LinearAttentionArguments,
     "KimiCausalConvArguments": CausalConvArguments,
+    "KimiMoeArguments": MoeArguments,
 }
 
 

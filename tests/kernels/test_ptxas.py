@@ -14,6 +14,14 @@ KERNELS = {
         f"kda_{kernel}<{t}, {d}>"
         for kernel, t, d in itertools.product(("prep", "chain", "output"), ("float16", "bfloat16"), (64, 128))
     ),
+    *(
+        f"moe_{kernel}<{t}>"
+        for kernel, t in itertools.product(
+            ("score", "choose", "few_gate_up", "few_down", "count", "place", "sum"), DATA_TYPES
+        )
+    ),
+    *(f"moe_product_16<{t}, {first}>" for t, first in itertools.product(("float16", "bfloat16"), (0, 1))),
+    *(f"moe_product_32<float32, {first}>" for first in (0, 1)),
     *(f"linear_attention<{t}, {rows}>" for t, rows in itertools.product(DATA_TYPES, (64, 128, 256, 512))),
     *(f"causal_conv<{t}, {lanes}, {width}>" for t, lanes, width in itertools.product(DATA_TYPES, (1, 32), (0, 4))),
 }

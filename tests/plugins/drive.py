@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from kimi_deploy.ops.plugins import PluginSpec
+from kimi_deploy.ops.plugins import WORKSPACE_BLOCK, PluginSpec
 from kimi_deploy.ops.spec import AttributeValue
 
 from .host import HWC8, Host, Plugin, Tensor, numpy_dtype
@@ -46,7 +46,7 @@ class Context:
     def run(self, inputs: Sequence[np.ndarray], *, in_place: bool = False) -> dict[str, np.ndarray]:
         """One enqueue on buffers of exactly the right sizes, outputs and workspace full of NaN before it.
 
-        The workspace is used where these shapes need one, and no further than they need it.
+        The workspace is used up to what these shapes need and no further; where steps are padded, in part.
         Inputs must come out as they went in; `in_place`: but for states, which are outputs too.
         """
         tensors = [Tensor.of(a) for a in inputs]
@@ -65,6 +65,8 @@ class Context:
             if port.name not in of_output:
                 memory.write(written[-1], NAN * size)
         memory.write(self.workspace, NAN * self.workspace.size)
+        lengths = dict(zip(names, inputs, strict=False)).get("sequence_lengths")
+        padded = lengths is not None and bool((lengths < inputs[0].shape[1]).any())
         shapes = [t.shape for t in tensors]
         if shapes != self.last_shapes:
             assert self.plugin.shape_change(tensors, made), self.plugin.host.messages()
@@ -81,14 +83,44 @@ class Context:
         memory.synchronize()
         needed = self.plugin.workspace(tensors, made)
         used = np.flatnonzero(np.frombuffer(contents(memory, self.workspace), np.uint8) != NAN[0])
-        assert used.size > 0 or needed == 0, "the workspace was not used"
         assert used.size == 0 or used[-1] < needed, f"byte {used[-1]} was written of a workspace of {needed}"
+        # all of it, so that scratch which a plugin has elsewhere, and contexts would share, shows in part too
+        blocks = np.zeros(-(-needed // WORKSPACE_BLOCK), bool)
+        blocks[used // WORKSPACE_BLOCK] = True
+        assert blocks.all() or padded, f"unused of a workspace of {needed}: blocks {np.flatnonzero(~blocks)[:9]}"
+        assert blocks.any() or needed == 0, "the workspace was not used"
         for index, (buffer, array) in enumerate(zip(read, inputs, strict=True)):
             assert index in past or contents(memory, buffer) == array.tobytes(), f"input {index} was written"
         return {
             port.name: np.frombuffer(contents(memory, b), numpy_dtype(t.dtype)).reshape(t.shape)
             for port, b, t in zip(self.spec.op.outputs, written, made, strict=True)
         }
+
+
+def captured(context: Context, calls: Sequence[Sequence[np.ndarray]]) -> Iterator[dict[str, bytes]]:
+    """Inputs of one shape through one recorded enqueue, replayed for each: the outputs' bytes by port."""
+    import torch
+
+    memory, spec, host = context.memory, context.spec, context.plugin.host
+    tensors = [Tensor.of(a) for a in calls[0]]
+    made = output_tensors(spec, tensors, context.attributes)
+    read = [memory.allocate(a.nbytes) for a in calls[0]]
+    written = [memory.allocate(prod(t.shape) * numpy_dtype(t.dtype).itemsize) for t in made]
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=stream):
+        assert context.plugin.enqueue(
+            tensors,
+            made,
+            [b.address for b in read],
+            [b.address for b in written],
+            context.workspace.address,
+            torch.cuda.current_stream().cuda_stream,
+        ), host.messages()
+    for inputs in calls:
+        for buffer, array in zip(read, inputs, strict=True):
+            memory.write(buffer, array.tobytes())
+        graph.replay()
+        yield {p.name: contents(memory, b) for p, b in zip(spec.op.outputs, written, strict=True)}
 
 
 @contextmanager

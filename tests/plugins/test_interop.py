@@ -35,7 +35,7 @@ from kimi_deploy.engine.backend import load
 from kimi_deploy.engine.network import plugin_layers
 logging.basicConfig(level=logging.ERROR)
 library, folder = sys.argv[1], Path(sys.argv[2])
-OURS = ["CausalConvWithState", "KimiDeltaAttention", "LinearAttention"]
+OURS = ["CausalConvWithState", "KimiDeltaAttention", "LinearAttention", "MixtureOfExperts"]
 
 def registered(backend):
     return sorted(c.name for c in backend.registry.all_creators if c.name in OURS)
@@ -240,9 +240,9 @@ from tests.engine.conftest import RECIPE, no_progress
 
 register_plugins(load("tensorrt-rtx"), "native", library=Path(library))
 for dtype in DTYPES:
-    recipe = replace(RECIPE, plugin="native")
+    recipe = replace(RECIPE, plugin="native", plugin_ops=())
     manifest = build_engine(folder / dtype, folder / "engine", recipe, overwrite=True, progress=no_progress)
-    assert manifest.details["plugins"] == {"KimiDeltaAttention": 3}
+    assert manifest.details["plugins"] == {"KimiDeltaAttention": 3, "MixtureOfExperts": 3}
     assert manifest.details["dtype"] == dtype
 """,
         library,
@@ -267,9 +267,9 @@ from kimi_deploy.manifest import Manifest
 from tests.engine.conftest import RECIPE, no_progress
 
 register_plugins(load("tensorrt-rtx"), "native", library=Path(library))
-recipe = replace(RECIPE, plugin="native", in_place_state=True)
+recipe = replace(RECIPE, plugin="native", plugin_ops=(), in_place_state=True)
 manifest = build_engine(folder / "export", folder / "engine", recipe, overwrite=False, progress=no_progress)
-assert manifest.details["plugins"] == {"KimiDeltaAttention": 1}
+assert manifest.details["plugins"] == {"KimiDeltaAttention": 1, "MixtureOfExperts": 1}
 plan = (folder / "engine" / "engine.plan").read_bytes()
 assert manifest.op_abi["KimiDeltaAttention"].encode() in plan
 assert b"workspace_blocks" in plan
