@@ -7,13 +7,14 @@ ENGINE := engines/demo
 MODEL  := models/demo
 RESULTS ?= build/gpu-results
 
-.PHONY: demo test engine-sizes lint format clean help kernels kernels-emulated plugins gpu
+.PHONY: demo test engine-sizes lint format clean help cpu-kernels kernels kernels-emulated plugins gpu
 
 help:
 	@echo "make demo   set up, then export, generate, validate and build an engine on the CPU"
 	@echo "make test   set up, then run the whole test suite"
 	@echo "make engine-sizes   engines of mini-62m in every dtype: what a plan holds beside the weights, time and memory"
 	@echo "make lint   ruff, mypy and clang-format"
+	@echo "make cpu-kernels       our ops as kernels of ONNX Runtime on the CPU"
 	@echo "make kernels           the CUDA kernels, for every supported GPU (needs CUDA 13's nvcc, or the cuda-build extra in PYTHON)"
 	@echo "make kernels-emulated  the same kernels for the CPU"
 	@echo "make plugins           the CUDA kernels and, over them, the TensorRT plugins; TENSORRT_ROOT=folder, or headers from GitHub"
@@ -44,6 +45,10 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kimi_deploy
 	git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' '*.c' | xargs $(BIN)/clang-format --dry-run -Werror
+
+cpu-kernels:
+	cmake -S plugins -B build/cpu -DKIMI_CPU=ON
+	cmake --build build/cpu --parallel
 
 kernels:
 	cmake -S plugins -B build/kernels -DKIMI_EMULATED=OFF -DKIMI_PYTHON="$(shell command -v $(PYTHON))"

@@ -1,7 +1,9 @@
-"""plugins/generated/kimi_ops.h, written from the OpSpecs: `python -m kimi_deploy.ops.cpp_header > that file`.
+"""plugins/generated/kimi_ops.h and kimi_ort_ops.h, written from the OpSpecs.
 
-The C++ plugins hold no signature of their own: names, ports, dimensions, fields and the ABI hash come from this header.
-Dimension expressions become postfix programs, which the adapter evaluates over sizes and over TensorRT's expressions.
+`python -m kimi_deploy.ops.cpp_header > kimi_ops.h` is of the TensorRT plugins, with the argument `ort` of ONNX
+Runtime's custom ops. Neither library holds a signature of its own: names, ports, dimensions, fields and the ABI hash
+come from here. Dimension expressions become postfix programs, which the adapters evaluate over sizes and over
+TensorRT's expressions.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
 from kimi_deploy.ops.plugins import (
     ABI_FIELD,
@@ -17,22 +20,22 @@ from kimi_deploy.ops.plugins import (
     PLUGINS,
     WORKSPACE_BLOCK,
     WORKSPACE_FIELD,
-    PluginSpec,
 )
-from kimi_deploy.ops.spec import Attribute, OpSpec, Port
+from kimi_deploy.ops.registry import OPS
+from kimi_deploy.ops.spec import DOMAIN, DOMAIN_VERSION, Attribute, OpSpec, Port
 from kimi_deploy.ops.standard import OptionalAttribute
 
-HEADER = """// Written by `python -m kimi_deploy.ops.cpp_header`; do not edit. A test keeps it current.
+HEADER = """// Written by `python -m kimi_deploy.ops.cpp_header{arguments}`; do not edit. A test keeps it current.
 // clang-format off
 #pragma once
 
 #include "../tensorrt/op_spec.h"
 
-namespace kimi {
+namespace kimi {{
 """
 
 _OPERATIONS = {ast.Add: "kAdd", ast.Sub: "kSubtract", ast.Mult: "kMultiply", ast.FloorDiv: "kDivide"}
-_PORT_TYPES = {"T": "kT", "S": "kS", "float32": "kFloat32", "int32": "kInt32"}
+_PORT_TYPES = {"T": "kT", "S": "kS", "float32": "kFloat32", "int32": "kInt32", "uint8": "kUint8"}
 _FIELD_TYPES = {"int": "kInt", "float": "kFloat", "string": "kString"}
 
 
@@ -65,24 +68,38 @@ def postfix(expression: str, symbols: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def header() -> str:
-    """The whole file."""
-    names = ", ".join(f"&{_snake(name)}::kSpec" for name in PLUGINS)
-    all_ops = f"inline constexpr const OpSpec* kOps[] = {{{names}}};"
+    """The whole file of the TensorRT plugins."""
     block = f"inline constexpr int64_t kWorkspaceBlock = {WORKSPACE_BLOCK};  // bytes\n"
-    return "\n".join([HEADER, block, *(_op(p) for p in PLUGINS.values()), all_ops, "", "}  // namespace kimi", ""])
+    ops = [_op(p.op, p.namespace, p.version, p.abi, p.fields) for p in PLUGINS.values()]
+    return _file("", [block, *ops], PLUGINS)
 
 
-def _op(plugin: PluginSpec) -> str:
-    spec, symbols = plugin.op, symbols_of(plugin.op)
+def ort_header() -> str:
+    """The whole file of ONNX Runtime's custom ops: every op of the package, its attributes and its ABI."""
+    ops = [
+        _op(op, DOMAIN, str(DOMAIN_VERSION), op.abi, (*op.attributes, Attribute(ABI_FIELD, "string", "")))
+        for op in OPS.values()
+    ]
+    return _file(" ort", ops, OPS)
+
+
+def _file(arguments: str, parts: Sequence[str], names: Iterable[str]) -> str:
+    specs = ", ".join(f"&{_snake(name)}::kSpec" for name in names)
+    all_ops = f"inline constexpr const OpSpec* kOps[] = {{{specs}}};"
+    return "\n".join([HEADER.format(arguments=arguments), *parts, all_ops, "", "}  // namespace kimi", ""])
+
+
+def _op(spec: OpSpec, namespace: str, version: str, abi: str | None, fields: Sequence[Attribute]) -> str:
+    symbols = symbols_of(spec)
     lines = [f"namespace {_snake(spec.name)} {{", ""]
     for title, names in (
         ("Input", [p.name for p in spec.inputs]),
         ("Output", [p.name for p in spec.outputs]),
-        ("Field", [f.name for f in plugin.fields]),
+        ("Field", [f.name for f in fields]),
         ("Symbol", symbols),
     ):
         lines.append(f"enum {title} {{ {', '.join(_constant(title, n) for n in names)} }};")
-    for field in plugin.fields:
+    for field in fields:
         if field.choices:
             title = _camel(field.name)
             lines.append(f"enum class {title} {{ {', '.join('k' + _camel(c) for c in field.choices)} }};")
@@ -93,25 +110,25 @@ def _op(plugin: PluginSpec) -> str:
             lines += _dimensions(kind, port, symbols)
         body = ",\n    ".join(_port(kind, p) for p in ports)
         lines.append(f"inline constexpr PortSpec k{kind}puts[] = {{\n    {body}}};")
-    for field in plugin.fields:
+    for field in fields:
         if field.choices:
             choices = ", ".join(_text(c) for c in field.choices)
             lines.append(f"inline constexpr const char* kChoicesOf{_camel(field.name)}[] = {{{choices}}};")
-    body = ",\n    ".join(_field(f, symbols) for f in plugin.fields)
+    body = ",\n    ".join(_field(f, symbols) for f in fields)
     lines.append(f"inline constexpr FieldSpec kFields[] = {{\n    {body}}};")
     names = [p.name for p in spec.inputs]
     aliases = {present: names.index(past) for past, present in spec.aliases}
     indices = ", ".join(str(aliases.get(p.name, -1)) for p in spec.outputs)
     lines.append(f"inline constexpr int kAliases[] = {{{indices}}};")
-    abi = "nullptr" if plugin.abi is None else _text(plugin.abi)
-    field_names = [f.name for f in plugin.fields]
+    abi_text = "nullptr" if abi is None else _text(abi)
+    field_names = [f.name for f in fields]
     special = [
         str(field_names.index(name) if name in field_names else -1)
         for name in (ABI_FIELD, IN_PLACE_FIELD, WORKSPACE_FIELD)
     ]
     lines.append(
-        f"inline constexpr OpSpec kSpec = {{{_text(spec.name)}, {_text(plugin.namespace)}, {_text(plugin.version)},\n"
-        f"    {abi}, kInputs, kOutputs, kFields, kSymbols, kAliases, {', '.join(special)}}};"
+        f"inline constexpr OpSpec kSpec = {{{_text(spec.name)}, {_text(namespace)}, {_text(version)},\n"
+        f"    {abi_text}, kInputs, kOutputs, kFields, kSymbols, kAliases, {', '.join(special)}}};"
     )
     lines += ["", f"}}  // namespace {_snake(spec.name)}", ""]
     return "\n".join(lines)
@@ -168,4 +185,4 @@ def _snake(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print(header(), end="")
+    print(ort_header() if sys.argv[1:] == ["ort"] else header(), end="")

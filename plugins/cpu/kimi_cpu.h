@@ -18,15 +18,29 @@ struct Parallel {
   int32_t threads;
   void (*run)(void* context, void (*task)(void* argument, size_t index), size_t tasks, void* argument);
 
-  // The same for a callable object.
+  // How many pieces of `count` run at once: the number of workspaces that `each` needs.
+  int64_t slots(int64_t count) const { return count < threads ? count : threads; }
+
+  // task(index, slot) for each index below `count`; calls of one slot, which is below slots(count), follow each other.
   template <class Task>
-  void operator()(size_t tasks, const Task& task) const {
-    if (tasks == 1) {
-      task(static_cast<size_t>(0));
-      return;
+  void each(int64_t count, const Task& task) const {
+    struct Shared {
+      const Task& task;
+      int64_t count, next;
+    } shared = {task, count, 0};
+    auto work = [](void* argument, size_t slot) {
+      Shared& own = *static_cast<Shared*>(argument);
+      int64_t index;
+      while ((index = __atomic_fetch_add(&own.next, 1, __ATOMIC_RELAXED)) < own.count) {
+        own.task(index, static_cast<int64_t>(slot));
+      }
+    };
+    const int64_t running = slots(count);
+    if (running > 1) {
+      run(context, work, static_cast<size_t>(running), &shared);
+    } else {
+      work(&shared, 0);
     }
-    auto call = [](void* argument, size_t index) { (*static_cast<const Task*>(argument))(index); };
-    run(context, call, tasks, const_cast<void*>(static_cast<const void*>(&task)));
   }
 };
 
@@ -40,6 +54,9 @@ struct Status {
   int64_t seen = 0;
   int64_t expected = 0;
 };
+
+// Name of the instruction set whose kernels run on this machine.
+const char* instruction_set();
 
 struct KdaArguments {
   int64_t batch, sequence, num_heads, head_dim, conv_width;

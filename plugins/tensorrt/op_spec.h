@@ -38,7 +38,7 @@ struct DimensionSpec {
 };
 
 // kT: the model's dtype. kS: a second floating dtype, of states; it is T where no input has it.
-enum class PortType { kT, kS, kFloat32, kInt32 };
+enum class PortType { kT, kS, kFloat32, kInt32, kUint8 };
 
 struct PortSpec {
   const char* name;

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from kimi_deploy.errors import ContractError
-from kimi_deploy.ops.cpp_header import header, postfix, symbols_of
+from kimi_deploy.ops.cpp_header import header, ort_header, postfix, symbols_of
 from kimi_deploy.ops.plugins import PLUGINS, PluginSpec
-from kimi_deploy.ops.spec import evaluate_dim
+from kimi_deploy.ops.registry import OPS
+from kimi_deploy.ops.spec import OpSpec, evaluate_dim
 
-FILE = Path(__file__).parents[2] / "plugins" / "generated" / "kimi_ops.h"
+GENERATED = Path(__file__).parents[2] / "plugins" / "generated"
 OPERATIONS = {
     "kAdd": lambda a, b: a + b,
     "kSubtract": lambda a, b: a - b,
@@ -19,15 +20,22 @@ OPERATIONS = {
 }
 
 
-def test_the_header_is_current() -> None:
-    assert FILE.read_text(encoding="utf-8") == header(), f"run python -m kimi_deploy.ops.cpp_header > {FILE}"
+@pytest.mark.parametrize(
+    ("name", "argument", "text"), [("kimi_ops.h", "", header()), ("kimi_ort_ops.h", " ort", ort_header())]
+)
+def test_the_header_is_current(name: str, argument: str, text: str) -> None:
+    command = f"python -m kimi_deploy.ops.cpp_header{argument} > {GENERATED / name}"
+    assert (GENERATED / name).read_text(encoding="utf-8") == text, f"run {command}"
 
 
-@pytest.mark.parametrize("plugin", PLUGINS.values(), ids=PLUGINS)
-def test_a_dimension_program_computes_the_dimension(plugin: PluginSpec) -> None:
-    symbols = symbols_of(plugin.op)
+SPECS = {plugin.op.name: plugin.op for plugin in PLUGINS.values()} | OPS
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_dimension_program_computes_the_dimension(spec: OpSpec) -> None:
+    symbols = symbols_of(spec)
     sizes = {name: 3 + 7 * i for i, name in enumerate(symbols)}
-    for port in (*plugin.op.inputs, *plugin.op.outputs):
+    for port in (*spec.inputs, *spec.outputs):
         for dim in port.dims:
             stack: list[int] = []
             for kind, value in postfix(dim, symbols):
