@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from kimi_deploy.errors import BackendError
 from kimi_deploy.manifest import Manifest, sha256
 from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC as QUANTIZED_EXPERTS
 from kimi_deploy.runtime.base import Call, Runner
+from kimi_deploy.runtime.ort_kernels import OrtKernels
 from kimi_deploy.runtime.ort_session import open_session, read_contract
 from kimi_deploy.runtime.ort_storage import OrtStorage
 from kimi_deploy.runtime.state import State
@@ -28,13 +30,16 @@ class OrtRunner(Runner):
         device_id: int = 0,
         profile: Path | None = None,
         graph: bytes | None = None,
+        kernels: str | Path = "auto",
     ) -> None:
         """Open an export folder, checked against its manifest, or a model file, taken as it is.
 
         With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`. `graph`
-        is a serialised model to run on that export's weights in the place of its own.
+        is a serialised model to run on that export's weights in the place of its own. `kernels` is the library whose
+        kernels run our ops on the CPU: "auto" the one that `make cpu-kernels` built, if it did, "none", or a path; what
+        it does not cover is run by function bodies. `self.kernels` says which ops it runs.
         Raises ManifestError or ContractError when the folder is not a whole export of this version, and BackendError
-        when ONNX Runtime cannot run it.
+        when ONNX Runtime cannot run it or the library cannot be used.
         """
         path = Path(path)
         if path.is_file():
@@ -48,7 +53,13 @@ class OrtRunner(Runner):
             if provider == "cuda":
                 _check_runs_on_cuda(manifest)
             model, self.fingerprint = path / MODEL_NAME, str(manifest.source["checkpoint"])
-        self._session = open_session(model, provider, threads, device_id, profile, graph)
+        library = OrtKernels.find(kernels) if provider == "cpu" else None
+        self.kernels: tuple[str, ...] = ()
+        if library is not None:
+            proto = onnx.load(model, load_external_data=False) if graph is None else onnx.load_from_string(graph)
+            self.kernels = library.covers(proto)
+        library = library if self.kernels else None
+        self._session = open_session(model, provider, threads, device_id, profile, graph, library)
         self.contract = read_contract(self._session)
         self._device, self._device_id = provider, device_id
 

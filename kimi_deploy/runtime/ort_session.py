@@ -11,6 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError, ContractError, UsageError
 from kimi_deploy.runtime.huge_pages import collapse_new, private_memory
+from kimi_deploy.runtime.ort_kernels import OrtKernels
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "int64": "int64", "int32": "int32"}
@@ -37,11 +38,12 @@ def open_session(
     device_id: int,
     profile: Path | None = None,
     graph: bytes | None = None,
+    kernels: OrtKernels | None = None,
 ) -> ort.InferenceSession:
     """A session on one provider; `threads` for one operator, None for one per physical core.
 
     `profile` is how the name of a profile begins, None for no profile. `graph` is a serialised model to
-    load in the place of `model`, with the weights that lie beside that.
+    load in the place of `model`, with the weights that lie beside that. `kernels` run the ops that they cover.
 
     `provider` is a key of PROVIDERS. Raises UsageError for another, BackendError when the provider is not there or
     the graph cannot be loaded.
@@ -59,6 +61,8 @@ def open_session(
         options.intra_op_num_threads = threads
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    if kernels is not None:
+        kernels.register(options)
     providers: list[object] = [name]
     if provider == "cuda":
         ort.preload_dlls()

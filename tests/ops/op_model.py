@@ -15,6 +15,7 @@ import onnxruntime
 from kimi_deploy.contract import Dtype
 from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN, MICROSOFT_OPSET, ONNX_OPSET
 from kimi_deploy.ops.spec import DOMAIN, DOMAIN_VERSION, AttributeValue, OpSpec
+from kimi_deploy.runtime.ort_kernels import OrtKernels
 
 NUMPY_DTYPES = {
     "float32": np.dtype("float32"),
@@ -76,9 +77,13 @@ def op_model(
     return model
 
 
-def session(model: onnx.ModelProto, *, threads: int = 1, optimized: str = "") -> onnxruntime.InferenceSession:
+def session(
+    model: onnx.ModelProto, *, threads: int = 1, optimized: str = "", kernels: OrtKernels | None = None
+) -> onnxruntime.InferenceSession:
     """A CPU session; `optimized` is where to write the graph that ONNX Runtime will execute."""
     options = onnxruntime.SessionOptions()
+    if kernels is not None:
+        kernels.register(options)
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if optimized:
