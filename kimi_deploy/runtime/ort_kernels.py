@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError
@@ -56,8 +57,13 @@ class OrtKernels:
             return None
         return cls.open(None if wanted == "auto" else wanted)
 
-    def covers(self, model: onnx.ModelProto) -> tuple[str, ...]:
-        """The ops of `model` that its kernels run: those of the library, in a float32 graph."""
+    def covers(self, graph: bytes) -> tuple[str, ...]:
+        """The ops of a serialised model that its kernels run: those of the library, in a float32 graph."""
+        try:
+            model = onnx.load_from_string(graph)
+        except DecodeError:
+            # ONNX Runtime refuses it too, and says what is wrong
+            return ()
         metadata = {p.key: p.value for p in model.metadata_props}
         if METADATA_KEY not in metadata or GraphContract.from_json(metadata[METADATA_KEY]).dtype != "float32":
             return ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from kimi_deploy.errors import BackendError
 from kimi_deploy.manifest import Manifest, sha256
@@ -54,10 +53,7 @@ class OrtRunner(Runner):
                 _check_runs_on_cuda(manifest)
             model, self.fingerprint = path / MODEL_NAME, str(manifest.source["checkpoint"])
         library = OrtKernels.find(kernels) if provider == "cpu" else None
-        self.kernels: tuple[str, ...] = ()
-        if library is not None:
-            proto = onnx.load(model, load_external_data=False) if graph is None else onnx.load_from_string(graph)
-            self.kernels = library.covers(proto)
+        self.kernels = () if library is None else library.covers(model.read_bytes() if graph is None else graph)
         library = library if self.kernels else None
         self._session = open_session(model, provider, threads, device_id, profile, graph, library)
         self.contract = read_contract(self._session)
