@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from kimi_deploy.kernels.abi import DATA_TYPES, MoeArguments
-from kimi_deploy.kernels.arrays import address, dtype_name, num_bytes, place
+from kimi_deploy.kernels.moe import MoeKernels
 from kimi_deploy.ops.mixture_of_experts.reference import mixture_of_experts
 from kimi_deploy.ops.spec import AttributeValue
 from kimi_deploy.validate.compare import compare
@@ -69,52 +66,16 @@ def moe_oracle(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Attrib
     return mixture_of_experts(**tensors, **given).numpy()
 
 
-def moe_arguments(views: Mapping[str, Any], attributes: Mapping[str, AttributeValue], *, stream: int = 0) -> Any:
-    """The C struct for these arrays, without workspace; they must outlive its use."""
-    x = views["hidden_states"]
-    dtype, hidden = dtype_name(x), int(x.shape[2])
-    experts, inner = int(attributes["num_experts"]), int(attributes["intermediate"])
-    arguments = MoeArguments(
-        struct_size=ctypes.sizeof(MoeArguments),
-        data_type=DATA_TYPES[dtype],
-        tokens=prod(x.shape[:2]),
-        hidden=hidden,
-        stream=stream,
-        **attributes,
-    )
-    for name, shape in {
-        "hidden_states": tuple(x.shape),
-        "router_weight": (experts, hidden),
-        "router_bias": (experts,),
-        "gate_up_weight": (experts, 2 * inner, hidden),
-        "down_weight": (experts, hidden, inner),
-        "output": tuple(x.shape),
-    }.items():
-        if name in views:
-            place(arguments, name, views[name], "float32" if name == "router_bias" else dtype, shape)
-    return arguments
-
-
-def workspace_bytes(device: Device, arguments: MoeArguments) -> int:
-    size = ctypes.c_size_t()
-    device.kernels.library.call("kimi_moe_workspace", arguments, ctypes.byref(size))
-    return size.value
-
-
-def call_moe(device: Device, arguments: MoeArguments, workspace: Any) -> None:
-    arguments.workspace, arguments.workspace_size = address(workspace), num_bytes(workspace)
-    device.kernels.library.call("kimi_moe", arguments)
-
-
 def run_moe(device: Device, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, AttributeValue]) -> np.ndarray:
     """The kernels on host arrays, output and workspace poisoned, between guards."""
+    kernels = MoeKernels(device.kernels.library)
     results = run_guarded(
         device,
-        lambda views, workspace: call_moe(device, moe_arguments(views, attributes), workspace),
+        lambda views, workspace: kernels.run(views, attributes, workspace=workspace),
         arrays,
         {"output": np.full_like(arrays["hidden_states"], np.nan)},
         {},
-        lambda views: workspace_bytes(device, moe_arguments(views, attributes)),
+        lambda views: kernels.workspace_size(views, attributes),
     )
     return results["output"]
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from kimi_deploy.errors import ContractError
+from kimi_deploy.kernels.moe import MoeKernels, moe_arguments
 
-from .moe_cases import call_moe, check_moe, moe_arguments, moe_case, run_moe, workspace_bytes
+from .moe_cases import check_moe, moe_case, run_moe
 
 FEW = 8
 DTYPES = ("float32", "float16", "bfloat16")
@@ -106,7 +107,8 @@ def test_the_workspace_grows_with_the_tokens(emulated, hidden, inner):
     sizes = []
     for steps in (1, 2, FEW, FEW + 1, FEW + 2, 100):
         arrays, attributes = moe_case(steps=steps, hidden=hidden, inner=inner, dtype="float16")
-        sizes.append(workspace_bytes(emulated, moe_arguments(arrays, attributes)))
+        arrays["output"] = arrays["hidden_states"]
+        sizes.append(MoeKernels(emulated.kernels.library).workspace_size(arrays, attributes))
     assert sizes == sorted(sizes)
 
 
@@ -135,7 +137,8 @@ def test_what_the_kernels_cannot_run_is_refused(emulated, fields, status, messag
     arrays, attributes = moe_case()
     arrays["output"] = np.full_like(arrays["hidden_states"], np.nan)
     arguments = moe_arguments(arrays, attributes)
-    workspace = np.zeros(workspace_bytes(emulated, arguments) + 64, np.uint8)
+    size = MoeKernels(emulated.kernels.library).workspace_size(arrays, attributes)
+    workspace = np.zeros(size + 64, np.uint8)
     start = -workspace.ctypes.data % 64
     arguments.workspace, arguments.workspace_size = workspace.ctypes.data + start, workspace.size - 64
     for name, value in fields.items():
@@ -149,6 +152,7 @@ def test_what_the_kernels_cannot_run_is_refused(emulated, fields, status, messag
 
 def test_no_tokens_are_no_work(emulated):
     arrays, attributes = moe_case(steps=0)
-    arguments = moe_arguments(arrays, attributes)
-    assert workspace_bytes(emulated, arguments) == 0
-    call_moe(emulated, arguments, np.zeros(0, np.uint8))
+    arrays["output"] = arrays["hidden_states"].copy()
+    kernels = MoeKernels(emulated.kernels.library)
+    assert kernels.workspace_size(arrays, attributes) == 0
+    kernels.run(arrays, attributes)

@@ -4,9 +4,10 @@ import pytest
 
 from kimi_deploy.kernels.kda import KdaKernels
 from kimi_deploy.kernels.library import KernelLibrary
+from kimi_deploy.kernels.moe import MoeKernels
 
 from .device import CudaDevice
-from .moe_cases import call_moe, check_moe, moe_arguments, moe_case, run_moe, workspace_bytes
+from .moe_cases import check_moe, moe_case, run_moe
 
 pytestmark = pytest.mark.gpu
 
@@ -41,12 +42,12 @@ def test_a_replayed_graph_reads_what_is_there_by_then(cuda, steps):
     arrays, attributes = moe_case(steps=steps, hidden=256, inner=128, experts=32, top_k=4, dtype="float16")
     views = {name: cuda.upload(cuda.buffer(a.nbytes), a) for name, a in arrays.items()}
     views["output"] = torch.empty_like(views["hidden_states"])
-    size = workspace_bytes(cuda, moe_arguments(views, attributes))
-    workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
+    kernels = MoeKernels(cuda.kernels.library)
+    workspace = torch.full((kernels.workspace_size(views, attributes),), 0xFF, dtype=torch.uint8, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         stream = torch.cuda.current_stream().cuda_stream
-        call_moe(cuda, moe_arguments(views, attributes, stream=stream), workspace)
+        kernels.run(views, attributes, workspace=workspace, stream=stream)
     for seed in (1, 2):
         other, _ = moe_case(steps=steps, hidden=256, inner=128, experts=32, top_k=4, dtype="float16", seed=seed)
         views["hidden_states"].copy_(torch.from_numpy(other["hidden_states"]))
