@@ -51,7 +51,7 @@ class MoeKernels:
 def moe_arguments(
     arrays: Mapping[str, Any], attributes: Mapping[str, AttributeValue], *, stream: int = 0
 ) -> MoeArguments:
-    """The C struct for these arrays, without workspace; they must outlive its use. Raises ContractError for a misfit."""
+    """The C struct for these arrays, without workspace; they must outlive its use. ContractError for a misfit."""
     x = arrays["hidden_states"]
     if len(x.shape) != 3:
         raise ContractError("kernel call: hidden_states does not fit", seen=str(tuple(x.shape)), expected="rank 3")
