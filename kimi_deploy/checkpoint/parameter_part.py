@@ -12,6 +12,7 @@ from kimi_deploy.checkpoint.cast import FLOAT_DTYPES, SAFETENSORS_NAMES, cast_bl
 from kimi_deploy.checkpoint.safetensors_file import TensorInfo
 from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import CheckpointError
+from kimi_deploy.page_cache import will_need
 from kimi_deploy.weights import Form, Weight, stored_views
 
 READ_AHEAD_BYTES = 128 << 20
@@ -63,7 +64,7 @@ class ParameterPart:
         offset = span.offset
         with (self.folder / span.tensor.file).open("rb", buffering=0) as file:
             # by itself it reads a few hundred kilobytes ahead, and nothing while a part is worked on
-            os.posix_fadvise(file.fileno(), span.offset + READ_AHEAD_BYTES, span.nbytes, os.POSIX_FADV_WILLNEED)
+            will_need(file.fileno(), span.offset + READ_AHEAD_BYTES, span.nbytes)
             for index in row_blocks(view):
                 target = view[index]
                 direct = target.dtype == stored and target.flags.c_contiguous

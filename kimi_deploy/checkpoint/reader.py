@@ -22,6 +22,7 @@ from kimi_deploy.checkpoint.safetensors_file import ITEM_BYTES, TensorInfo
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import CheckpointError, UsageError
+from kimi_deploy.page_cache import TAKES_ADVICE, will_need
 from kimi_deploy.weights import Form, Source, Weight, cut, weight_table
 
 _NAMES_SHOWN = 10
@@ -148,8 +149,12 @@ class Checkpoint:
     def read_ahead(self) -> Iterator[None]:
         """While the caller does something else, have the operating system read the files' beginning into its cache.
 
-        At most 4 GiB, and half of the memory that is free: what is read must still be there when it is used.
+        At most 4 GiB, and half of the memory that is free: what is read must still be there when it is used. Nothing is
+        read where the operating system takes no such advice.
         """
+        if not TAKES_ADVICE:
+            yield
+            return
         left = min(_READ_AHEAD_BYTES, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
         done = threading.Event()
 
@@ -160,7 +165,7 @@ class Checkpoint:
                     for offset in range(0, size, _READ_AHEAD_STEP):
                         if done.is_set():
                             return
-                        os.posix_fadvise(file.fileno(), offset, _READ_AHEAD_STEP, os.POSIX_FADV_WILLNEED)
+                        will_need(file.fileno(), offset, _READ_AHEAD_STEP)
                     left -= size
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read ahead") as pool:

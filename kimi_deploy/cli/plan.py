@@ -62,9 +62,11 @@ def plan_command(
 ) -> None:
     """Say what a model takes and how fast it can be: MODEL is a checkpoint or export folder, PRESET a known shape.
 
-    States and caches are exact. Speeds are bounds: a decode step cannot be faster than its bytes can be read.
+    A quantised model is planned on the CPU, any other on a device. States and caches are exact. Speeds are bounds: a
+    decode step cannot be faster than its bytes can be read.
     Exits 1 when a device is named and the model does not fit it.
     """
+    from kimi_deploy.errors import UsageError
     from kimi_deploy.plan.gpus import find_gpu
     from kimi_deploy.plan.report import Request, make_plan
 
@@ -74,6 +76,13 @@ def plan_command(
     scheme = parse_scheme(quantize) if quantize else recorded_scheme(exported)
     stored = exported.get("dtype", config.dtype if config.dtype in DTYPES else "bfloat16")
     settled = cast(Dtype, dtype or ("float32" if scheme else stored))
+    if scheme is not None and device is not None:
+        raise UsageError(
+            "a quantised model runs on ONNX Runtime's CPU provider alone",
+            seen=f"--gpu {gpu}",
+            expected="the machine's own memory",
+            fix="give --memory, and --bandwidth for speeds, instead of --gpu; or plan without --quantize",
+        )
     request = Request(config, settled, context, batch, chunk, scheme)
     plan = make_plan(request, name, gpu=device, memory=memory, bandwidth=bandwidth)
     if chart is not None:
@@ -125,15 +134,17 @@ def _print(plan: Plan) -> None:
     click.echo(f"{plan.model}: {weights}, batch {plan.batch}, context {plan.context:,}")
     memory = plan.memory
     rows = [(f"  {c.name}", _size(c.nbytes), f"{c.parameters:,} parameters") for c in plan.components if c.parameters]
-    rows = [("weights", _size(memory.weights), ""), *rows]
+    stored = sum(c.nbytes for c in plan.components)
+    layout = f"as their kernels hold them; stored, by component: {_size(stored)}" if plan.quantization else ""
+    rows = [("weights", _size(memory.weights), layout), *rows]
     rows += [
         ("KDA states", _size(memory.kda_states), f"2 x {_size(plan.kda_state_per_sequence)} per sequence, any length"),
         ("latent cache", _size(memory.latent_cache), f"{plan.latent_per_token:,} B per token"),
         ("activations", _size(memory.activations), f"estimate, a prefill step of {plan.chunk} tokens per sequence"),
-        ("reserve", _size(memory.reserve), "assumed: driver, libraries, gaps"),
+        ("reserve", _size(memory.reserve), "the process" if plan.quantization else "assumed: driver, libraries, gaps"),
         ("total", _size(memory.total), ""),
     ]
-    print_table(("device memory", "", ""), rows)
+    print_table(("memory on the CPU" if plan.quantization else "device memory", "", ""), rows)
     if plan.device_memory is not None:
         verdict = "fits" if plan.fits else "does NOT fit"
         click.echo(
@@ -153,7 +164,8 @@ def _print(plan: Plan) -> None:
     if plan.tokens_per_second is not None and plan.bandwidth is not None:
         click.echo(f"at {_size(plan.bandwidth)}/s: at most {plan.tokens_per_second:,.1f} tokens per second")
     click.echo(
-        f"ONNX Runtime on the CPU: {_size(plan.cpu_resident)} resident (float32 kernels)"
+        f"ONNX Runtime on the CPU: {_size(plan.cpu_resident)} resident (float32 kernels), "
+        f"{_size(plan.cpu_weights.mapped)} of it pages of the weight files, which the system can take back"
         + ("; it has no bfloat16 kernels: export float16 or float32" if plan.dtype == "bfloat16" else "")
     )
     click.echo(f"export: {_size(plan.export_resident)} of memory, {_size(plan.export_disk)} of disk")

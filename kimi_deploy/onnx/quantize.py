@@ -26,8 +26,8 @@ from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.quantization.blocks import pack, quantize
 from kimi_deploy.quantization.scheme import Scheme
 from kimi_deploy.quantization.selection import Role, quantized_parameters
+from kimi_deploy.quantization.storage import stored_parts
 
-PARTS = ("levels", "scales", "zero_points")
 WORKING_COPIES = 4
 """Float32 copies of a part that quantising it may hold at a time."""
 
@@ -142,21 +142,12 @@ def _replace_experts(model: ir.Model, node: ir.Node, made: dict[str, list[ir.Val
 
 def stored_initializers(name: str, shape: tuple[int, ...], role: Role, scheme: Scheme) -> list[Initializer]:
     """What the graph stores for the parameter `name` of `shape` [..., in]."""
-    assert scheme.group is not None
-    *rows, width = shape
-    blocks = width // scheme.group
-    # the product's kernel wants a block's bytes on an axis of their own
-    levels = (
-        (*rows, blocks, scheme.group * scheme.bits // 8) if role == "product" else (*rows, width * scheme.bits // 8)
-    )
-    result = [
-        Initializer(f"{name}_levels", ir.DataType.UINT8, levels),
-        Initializer(f"{name}_scales", ir.DataType.FLOAT, (*rows, blocks)),
+    return [
+        Initializer(
+            f"{name}_{part.name}", ir.DataType.FLOAT if part.name == "scales" else ir.DataType.UINT8, part.shape
+        )
+        for part in stored_parts(shape, role, scheme)
     ]
-    if not scheme.symmetric:
-        packed = math.ceil(blocks * scheme.bits / 8)
-        result.append(Initializer(f"{name}_zero_points", ir.DataType.UINT8, (*rows, packed)))
-    return result
 
 
 def quantize_weights(plan: WeightPlan, checkpoint: Checkpoint, scheme: Scheme) -> None:

@@ -28,11 +28,12 @@ import onnx_ir as ir
 import xxhash
 
 from kimi_deploy.errors import ExportError, UsageError
+from kimi_deploy.onnx.budget import IN_FLIGHT_BYTES
 from kimi_deploy.onnx.journal import Journal
 from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan
+from kimi_deploy.page_cache import done_with
 
 WEIGHTS_NAME = "weights.bin"
-IN_FLIGHT_BYTES = 512 << 20
 # a page, so that a runtime can map a large tensor where it lies; a cache line for the others
 _LARGE_BYTES, _LARGE_ALIGNMENT, _ALIGNMENT = 1 << 20, 4096, 64
 _BLOCK = 1 << 20
@@ -344,4 +345,4 @@ def _flush(file: int, start: int, end: int) -> None:
     when a tenth of the memory is dirty, and all of that is then waited for at the end.
     """
     start = max(0, start - _FLUSHED_BYTES)
-    os.posix_fadvise(file, start, end - start, os.POSIX_FADV_DONTNEED)
+    done_with(file, start, end - start)

@@ -27,11 +27,10 @@ from kimi_deploy.checkpoint.cast import FLOAT_DTYPES
 from kimi_deploy.checkpoint.parameter_part import ParameterPart, Span
 from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import ExportError
+from kimi_deploy.onnx.budget import PART_BYTES
 from kimi_deploy.onnx.passes import TRANSPOSED
 from kimi_deploy.weights import Weight
 
-PART_BYTES = 32 << 20
-"""Size that parts of a parameter are cut to, in the stored dtype; an expert is never cut."""
 _TILE = 256
 
 

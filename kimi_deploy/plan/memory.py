@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype, state_table
-from kimi_deploy.onnx.quantize import stored_initializers
 from kimi_deploy.quantization.scheme import Scheme
 from kimi_deploy.quantization.selection import quantized_parameters
+from kimi_deploy.quantization.storage import stored_parts
 from kimi_deploy.weights import Weight, weight_table
 
 ITEM_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -41,6 +42,7 @@ class Component:
     nbytes: int
 
 
+@lru_cache(maxsize=8)
 def weight_components(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None = None) -> tuple[Component, ...]:
     """Every parameter of the model by component, exactly what an export of `dtype` holds; `scheme` is settled."""
     roles = quantized_parameters(config, scheme) if scheme else {}
@@ -50,8 +52,7 @@ def weight_components(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | N
         name = component_of(weight, config)
         parameters[name] += math.prod(weight.shape)
         if scheme is not None and weight.name in roles:
-            stored = stored_initializers(weight.name, weight.shape, roles[weight.name], scheme)
-            nbytes[name] += sum(initializer.nbytes for initializer in stored)
+            nbytes[name] += sum(part.nbytes for part in stored_parts(weight.shape, roles[weight.name], scheme))
         else:
             nbytes[name] += weight_bytes(weight, dtype)
     return tuple(Component(name, parameters[name], nbytes[name]) for name in COMPONENTS)
@@ -113,15 +114,16 @@ def activation_bytes(
     The widest layer's tensors that live together: a token mixer's projections before and after its op, or the chosen
     experts' inputs, gates and outputs, of `item` bytes; float32 attention scores over the context three times
     (2.5 to 3.5 times measured with ONNX Runtime 1.32); a float32 row of logits per sequence. `tiled`: a call whose past
-    is at least as long as itself keeps no scores of it, but the keys and values of all heads, as `ort` bodies do.
+    is at least as long as itself keeps no scores of it, but the keys and values of all heads, as `ort` bodies do: as
+    made, in the order that the kernel wants, and in freed pieces that were large enough for a shorter past.
     """
     kda = 8 * config.linear_dim if "linear_attention" in config.layer_types else 0
     mla, scores, expanded = 0, 0, 0
     if "full_attention" in config.layer_types:
         mla = config.num_attention_heads * (2 * config.latent_dim + config.qk_head_dim)
-        scores = 3 * config.num_attention_heads * (min(context, 2 * tokens) if tiled else context) * 4
+        scores = 3 * config.num_attention_heads * (tokens if tiled else context) * 4
         if tiled:
-            expanded = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) * context * 4
+            expanded = 3 * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) * context * 4
     moe = 0
     if "sparse" in config.mlp_types:
         moe = config.num_experts_per_token * (3 * config.moe_intermediate_size + 2 * config.hidden_size)

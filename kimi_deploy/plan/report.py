@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
-from kimi_deploy.onnx.weight_files import IN_FLIGHT_BYTES
-from kimi_deploy.onnx.weights import PART_BYTES
+from kimi_deploy.onnx.budget import IN_FLIGHT_BYTES, PART_BYTES
+from kimi_deploy.plan.cpu import PROCESS_BYTES, CpuWeights, cpu_weights
 from kimi_deploy.plan.gpus import Gpu
 from kimi_deploy.plan.memory import (
     ITEM_BYTES,
@@ -31,8 +31,6 @@ STATE_BUFFERS = 2
 """A step reads a KDA state and writes another; the latent cache is written in place."""
 DEVICE_RESERVE = 1_000_000_000
 """Device memory left to the driver's context, the runtime's libraries and allocator gaps: an assumption."""
-CPU_PROCESS_BYTES = 100_000_000
-"""Resident memory of a Python process with ONNX Runtime and a small graph, measured with ONNX Runtime 1.32."""
 EXPORT_PROCESS_BYTES = 700_000_000
 """Resident memory of an export beside its weights: Python, torch and the traced graph, measured with torch 2.13."""
 GRAPH_BYTES = 10_000_000
@@ -42,7 +40,11 @@ MOST_SEQUENCES = 1 << 16
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: weights, KDA states with their second buffer, latent cache, activations, reserve."""
+    """Bytes on the device: weights, KDA states with their second buffer, latent cache, activations, reserve.
+
+    `weights` are those in memory, which kernels may keep in another layout than the export's files; `reserve` is the
+    process itself, or what a device's driver and libraries take.
+    """
 
     weights: int
     kda_states: int
@@ -86,6 +88,7 @@ class Plan:
     bandwidth: int | None
     tokens_per_second: float | None
     cpu_resident: int
+    cpu_weights: CpuWeights
     export_resident: int
     export_disk: int
 
@@ -115,20 +118,20 @@ class Request:
     scheme: Scheme | None = None
 
     def memory(self) -> Memory:
-        """On a device whose kernels compute in `dtype`."""
-        return self._beside(self._weights(self.dtype), DEVICE_RESERVE, ITEM_BYTES[self.dtype])
+        """On a device whose kernels compute in `dtype`; of a quantised model on the CPU, where alone it runs."""
+        if self.scheme is not None:
+            return self.cpu_memory()
+        weights = sum(c.nbytes for c in weight_components(self.config, self.dtype))
+        return self._beside(weights, DEVICE_RESERVE, ITEM_BYTES[self.dtype])
 
-    def cpu_resident(self) -> int:
-        """Of a process that runs the export on ONNX Runtime's CPU provider, after a prefill.
+    def cpu_memory(self) -> Memory:
+        """Of a process that runs the export on ONNX Runtime's CPU provider, after a prefill of all `context` tokens."""
+        weights = self.cpu_weights()
+        return self._beside(weights.packed + weights.mapped, PROCESS_BYTES, ITEM_BYTES["float32"], tiled=True)
 
-        Its kernels are float32, so weights of another dtype are kept in memory twice as wide; those of 4 or 8 bits stay
-        as they are. float32 weights are mapped from their file and count as they are touched, which a prefill does to
-        nearly all.
-        """
-        return self._beside(self._weights("float32"), CPU_PROCESS_BYTES, ITEM_BYTES["float32"], tiled=True).total
-
-    def _weights(self, dtype: Dtype) -> int:
-        return sum(c.nbytes for c in weight_components(self.config, dtype, self.scheme))
+    def cpu_weights(self) -> CpuWeights:
+        """The part of `cpu_memory` that is weights."""
+        return cpu_weights(self.config, self.dtype, self.scheme, self.batch * self.context)
 
     def _beside(self, weights: int, reserve: int, item: int, tiled: bool = False) -> Memory:
         tokens = min(self.chunk, self.context)
@@ -150,13 +153,11 @@ class Request:
 
     def _largest(self, field: Literal["context", "batch"], most: int, available: int) -> int:
         """The largest value of `field`, up to `most`, that fits; 0 where not even 1 does."""
-        weights, item = self._weights(self.dtype), ITEM_BYTES[self.dtype]
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
             changed = replace(self, context=middle) if field == "context" else replace(self, batch=middle)
-            fits = changed._beside(weights, DEVICE_RESERVE, item).total <= available
-            low, high = (middle, high) if fits else (low, middle - 1)
+            low, high = (middle, high) if changed.memory().total <= available else (low, middle - 1)
         return low
 
 
@@ -203,7 +204,8 @@ def make_plan(
         traffic=traffic,
         bandwidth=speed,
         tokens_per_second=None if speed is None else traffic.tokens_per_second(batch, speed),
-        cpu_resident=request.cpu_resident(),
+        cpu_resident=request.cpu_memory().total,
+        cpu_weights=request.cpu_weights(),
         export_resident=export_resident_bytes(config, dtype),
         export_disk=sum(c.nbytes for c in components) + GRAPH_BYTES,
     )

@@ -19,6 +19,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
+from kimi_deploy import page_cache
 from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast, reader, released_tensors
 from kimi_deploy.checkpoint.parameter_part import Span
 from kimi_deploy.checkpoint.presets import preset_config
@@ -288,6 +289,45 @@ def test_reading_ahead_ends_with_the_work_beside_it_and_at_its_limit(
         assert enough.wait(60)
     assert asked == [(i * 4096, 4096, os.POSIX_FADV_WILLNEED) for i in range(-(-limit // 4096))]
     assert not any(t.name.startswith("read ahead") for t in threading.enumerate())
+
+
+def test_a_system_that_takes_no_advice_gives_the_same_export(
+    run: Export, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has no posix_fadvise and does not count free pages."""
+    monkeypatch.setattr(page_cache, "TAKES_ADVICE", False)
+    monkeypatch.setattr(reader, "TAKES_ADVICE", False)
+    for name in ("posix_fadvise", "POSIX_FADV_WILLNEED", "POSIX_FADV_DONTNEED"):
+        monkeypatch.delattr(os, name)
+    run(tmp_path / "out")
+    assert content(tmp_path / "out") == content(whole)
+
+
+def test_an_export_reads_every_byte_of_the_checkpoint_once_and_forwards(
+    run: Export, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at the system call that reads parameters; one thread, so that the order is that of the plan."""
+    shards = {p.stat().st_ino for p in model.glob("*.safetensors")}
+    reads: list[tuple[int, int]] = []
+    real = os.preadv
+
+    def counted(file: int, buffers: list[Any], offset: int) -> int:
+        count = real(file, buffers, offset)
+        if os.fstat(file).st_ino in shards:
+            reads.append((offset, count))
+        return count
+
+    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    run(tmp_path / "out")
+    tensors = Checkpoint.open(model).tensors.values()
+    assert sum(count for _, count in reads) == sum(t.nbytes for t in tensors)
+    ordered = sorted(reads)
+    assert all(offset + count <= later for (offset, count), (later, _) in pairwise(ordered))
+    plan = _plan(tmp_path / "out", model, "float32")
+    pieces = [(min(s.offset for s in p.spans), sum(s.nbytes for s in p.spans)) for p in plan.pieces]
+    begun = [reads.index(next(r for r in reads if r[0] == start)) for start, _ in pieces]
+    assert begun == sorted(begun)
 
 
 def _plan(folder: Path, model: Path, dtype: Dtype) -> WeightPlan:

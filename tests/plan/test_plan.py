@@ -1,6 +1,7 @@
 """A plan says what is true: sizes equal what is allocated and stored, and what it says fits is what fits."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from kimi_deploy.contract import Dtype
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
+from kimi_deploy.plan.cpu import quantized_bytes
 from kimi_deploy.plan.gpus import find_gpu, gpu_table
 from kimi_deploy.plan.memory import (
     break_even_tokens,
@@ -126,39 +128,65 @@ def test_what_does_not_fit_has_no_longest_context() -> None:
     assert plan.largest_batch == 0
 
 
-RESIDENT = """
-import sys
-from pathlib import Path
-import numpy as np
-from kimi_deploy.runtime.ort_runner import OrtRunner
-folder, context = Path(sys.argv[1]), int(sys.argv[2])
-runner = OrtRunner(folder, threads=1)
-state = runner.new_state(1, context)
-ids = np.random.default_rng(0).integers(0, runner.contract.vocab_size, (1, context - 1))
-for start in range(0, context - 1, 512):
-    runner.forward(ids[:, start : start + 512], state)
-runner.forward(ids[:, :1], state)
-lines = Path("/proc/self/status").read_text().splitlines()
-print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")))
-"""
+MEASURE = Path(__file__).parents[2] / "scripts" / "measure_resident.py"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_resident_memory_on_the_cpu_is_predicted_within_15_percent(dtype: Dtype, tmp_path: Path) -> None:
-    """120 MB of weights beside a process of 100: a wrong factor shows, also that of 16-bit weights in float32."""
+@pytest.mark.parametrize(
+    ("dtype", "scheme", "contexts"),
+    [
+        ("float32", None, "130,2050"),
+        ("float16", None, "514"),
+        ("float32", "int8,head", "514"),
+        ("float32", "int4,rtn", "130,2050"),
+    ],
+)
+def test_resident_memory_on_the_cpu_is_predicted_within_15_percent(
+    dtype: Dtype, scheme: str | None, contexts: str, tmp_path: Path
+) -> None:
+    """Up to 120 MB of weights beside a process of 90: a wrong factor shows, also that of 16-bit weights in float32."""
     model = tmp_path / "model"
-    synthesize("mini-62m", model, layers=4, dtype=dtype)
-    export_model(model, tmp_path / "export", dtype=dtype, flavour="ort", overwrite=False, progress=no_progress)
-    for context in (513, 2048):
-        done = subprocess.run(
-            [sys.executable, "-c", RESIDENT, str(tmp_path / "export"), str(context)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        measured = int(done.stdout)
-        predicted = Request(KimiLinearConfig.from_folder(model), dtype, context, 1).cpu_resident()
-        assert predicted == pytest.approx(measured, rel=0.15)
+    shape = synthesize("mini-62m", model, layers=4, dtype=dtype).config
+    export_model(
+        model,
+        tmp_path / "export",
+        dtype=dtype,
+        flavour="ort",
+        overwrite=False,
+        progress=no_progress,
+        quantization=settled(parse_scheme(scheme), shape, dtype) if scheme else None,
+    )
+    done = subprocess.run(
+        [sys.executable, str(MEASURE), str(tmp_path / "export"), "--context", contexts],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_quantised_weights_are_planned_as_their_kernels_hold_them() -> None:
+    """4 bits of 128 weights and a scale make 68 B stored, 72 B packed, 4 B read; with zero points half a byte more."""
+    shape, role = (4, 16, 256), "experts"
+    groups = 4 * 16 * 256 // 128
+
+    def parts(text: str) -> tuple[int, int]:
+        return quantized_bytes(shape, role, parse_scheme(text))
+
+    assert parts("int4,group=128,symmetric") == (72 * groups, 4 * groups)
+    assert parts("int4,group=128") == (72 * groups, 4.5 * groups)
+    assert parts("int4,group=128,activations=float32") == (64 * groups, 4.5 * groups)
+    assert parts("int8,group=128") == (136 * groups, 4 * groups)
+    assert parts("int8,group=128,activations=float32") == (0, 132 * groups)
+
+
+def test_a_quantised_model_fits_where_its_process_does() -> None:
+    request = Request(
+        RELEASED, "float32", 8192, 1, 64, settled(parse_scheme("int4,head,embeddings"), RELEASED, "float32")
+    )
+    assert request.memory() == request.cpu_memory()
+    stored = sum(c.nbytes for c in weight_components(RELEASED, "float32", request.scheme))
+    assert make_plan(request, "48b", memory=stored + 2_000_000_000).fits is False
+    assert make_plan(request, "48b", memory=request.cpu_memory().total).fits is True
 
 
 def test_every_gpu_of_the_table_has_a_source_and_sensible_numbers() -> None:
@@ -215,8 +243,23 @@ def test_the_table_names_the_model_of_a_folder_and_its_quantisation(exported: Pa
         ["kimi-linear-48b", "--memory", "much"],
         ["kimi-linear-48b", "--quantize", "int3"],
         ["kimi-linear-48b", "--quantize", "int4", "--dtype", "bfloat16"],
+        ["kimi-linear-48b", "--quantize", "int4", "--gpu", "h200"],
         ["models/demo", "--layers", "2"],
     ],
 )
 def test_a_request_that_makes_no_sense_exits_2(arguments: list[str]) -> None:
     assert plan(*arguments).returncode == 2
+
+
+def test_a_plan_needs_no_exporter_and_no_runtime(tmp_path: Path) -> None:
+    """Those take seconds to load, in which a mistyped option would go unanswered."""
+    for name in ("torch", "onnx", "onnx_ir", "onnxruntime", "matplotlib", "sympy"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError(__name__ + ' was loaded')")
+    done = subprocess.run(
+        [sys.executable, "-m", "kimi_deploy", "plan", "kimi-linear-48b", "--quantize", "int4"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
