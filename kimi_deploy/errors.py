@@ -62,6 +62,12 @@ class ManifestError(KimiDeployError):
     """An artefact whose manifest is missing, unreadable or does not match the files beside it."""
 
 
+class WrongArtefactError(ManifestError):
+    """A folder that is not of the kind the command takes: wrong usage, not a damaged artefact."""
+
+    exit_code = 2
+
+
 class StateError(KimiDeployError):
     """A model state that is full, not finite, of another model, or asked for something states cannot do."""
 
@@ -76,3 +82,8 @@ class EngineError(KimiDeployError):
 
 class ValidationError(KimiDeployError):
     """A parity check that failed."""
+
+
+def install_line(extra: str, options: str = "") -> str:
+    """The command that installs an extra of this package, which is on no index: in the root of a clone."""
+    return f"pip install {options + ' ' if options else ''}'.[{extra}]' in the root of a clone of kimi-deploy"

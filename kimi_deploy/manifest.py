@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from kimi_deploy import __version__
-from kimi_deploy.errors import ManifestError, UsageError
+from kimi_deploy.errors import ManifestError, UsageError, WrongArtefactError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -89,8 +89,8 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read `folder/manifest.json`.
 
-        Raises UsageError when there is no such folder, ManifestError when the manifest is missing, unreadable, of
-        another version, or names files outside the folder.
+        Raises UsageError when there is no such folder, WrongArtefactError when it has no manifest, ManifestError when
+        that is unreadable, of another version, or names files outside the folder.
         """
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
@@ -102,7 +102,7 @@ class Manifest:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ManifestError(
+            raise WrongArtefactError(
                 "no manifest.json: the folder is not an export or an engine",
                 seen=str(folder),
                 expected="a folder written by `kimi-deploy export` or `kimi-deploy build-engine`",
@@ -178,10 +178,10 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check_kind(self, kind: ArtefactKind) -> None:
-        """Raise ManifestError unless the artefact is of `kind`."""
+        """Raise WrongArtefactError unless the artefact is of `kind`."""
         if self.kind != kind:
             other = {"onnx": "kimi-deploy export", "engine": "kimi-deploy build-engine EXPORT"}.get(kind)
-            raise ManifestError(
+            raise WrongArtefactError(
                 "the folder holds another kind of artefact",
                 seen=self.kind,
                 expected=kind,

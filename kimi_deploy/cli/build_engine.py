@@ -189,6 +189,13 @@ def _check_sources(export: Path, file_profiles: tuple[str, ...], prefill: str | 
     """Refuse the profile options of an export for a file, and the other way round."""
     from kimi_deploy.errors import UsageError
 
+    if not export.exists():
+        raise UsageError(
+            "there is no such file or folder",
+            seen=str(export),
+            expected="a folder written by `kimi-deploy export`, or another exporter's ONNX file",
+            fix="check the path",
+        )
     if export.is_file() and (prefill or decode):
         raise UsageError(
             "--prefill and --decode are profiles of an export", seen=f"{export}, a file", fix="give --profile instead"
@@ -196,7 +203,7 @@ def _check_sources(export: Path, file_profiles: tuple[str, ...], prefill: str | 
     if file_profiles and not export.is_file():
         raise UsageError(
             "--profile is for an ONNX file of another exporter",
-            seen=f"{export}{', a folder' if export.is_dir() else ': no such file'}",
+            seen=f"{export}, a folder",
             fix="give --prefill and --decode for an export",
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from kimi_deploy import __version__
-from kimi_deploy.errors import KimiDeployError
+from kimi_deploy.errors import KimiDeployError, install_line
 
 # command -> (module under kimi_deploy.cli, short help): the table keeps `-h` free of imports
 COMMANDS = {
@@ -89,8 +89,7 @@ def main() -> None:
         if name not in extra:
             raise
         click.echo(
-            f"error: this command needs {name}, which is not installed\n"
-            f"  fix: pip install 'kimi-deploy[{extra[name]}]'",
+            f"error: this command needs {name}, which is not installed\n  fix: {install_line(extra[name])}",
             err=True,
         )
         sys.exit(1)

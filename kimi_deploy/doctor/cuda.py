@@ -8,6 +8,7 @@ import subprocess
 
 from kimi_deploy.cuda_driver import driver_version, gpu_devices
 from kimi_deploy.doctor.check import Check, installed_version
+from kimi_deploy.errors import install_line
 
 NO_GPU = "running engines needs a GPU; ONNX Runtime on the CPU and building TensorRT-RTX engines do not"
 
@@ -49,4 +50,4 @@ def cuda_python() -> list[Check]:
     seen = f"{version or 'not installed'}, NVRTC {compiler or 'of the toolkit, if any'}"
     if version is not None:
         return [Check("cuda-python", "ok", seen)]
-    return [Check("cuda-python", "warning", seen, "to run engines: pip install 'kimi-deploy[run-engine]'")]
+    return [Check("cuda-python", "warning", seen, f"to run engines: {install_line('run-engine')}")]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.doctor.check import Check, Status, installed_version
+from kimi_deploy.errors import install_line
 
 
 def packages() -> list[Check]:
     wanted = (
-        ("onnx", "kimi-deploy", "everything needs it"),
-        ("onnx-ir", "kimi-deploy", "everything needs it"),
-        ("polygraphy", "kimi-deploy[tensorrt-rtx]", "build-engine's printed command lines use it"),
-        ("triton", "kimi-deploy[triton]", "GPU kernels of the source model use it"),
+        ("onnx", "", "everything needs it"),
+        ("onnx-ir", "", "everything needs it"),
+        ("polygraphy", "tensorrt-rtx", "build-engine's printed command lines use it"),
+        ("triton", "triton", "GPU kernels of the source model use it"),
     )
     found = []
     for package, extra, use in wanted:
         version = installed_version(package)
-        missing: Status = "problem" if extra == "kimi-deploy" else "warning"
-        fix = "" if version else f"pip install '{extra}' ({use})"
+        missing: Status = "warning" if extra else "problem"
+        install = install_line(extra) if extra else "pip install . in the root of a clone of kimi-deploy"
+        fix = "" if version else f"{install} ({use})"
         found.append(Check(package, "ok" if version else missing, version or "not installed", fix))
     return found
 
@@ -25,7 +27,7 @@ def packages() -> list[Check]:
 def torch() -> list[Check]:
     version = installed_version("torch")
     if version is None:
-        fix = "pip install 'kimi-deploy[torch]' (export and validate need it; generate with ONNX Runtime does not)"
+        fix = f"{install_line('torch')} (export and validate need it; generate with ONNX Runtime does not)"
         return [Check("torch", "warning", "not installed", fix)]
     if not gpu_devices():
         return [Check("torch", "ok", version)]

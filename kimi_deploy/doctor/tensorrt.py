@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.doctor.check import Check
-from kimi_deploy.errors import KimiDeployError
+from kimi_deploy.errors import KimiDeployError, install_line
 
 
 def flavours() -> list[Check]:
@@ -18,7 +18,7 @@ def flavours() -> list[Check]:
         if not installed(name):
             other = any(installed(n) for n in MODULES)
             # one of the two is enough to build engines
-            fix = f"pip install 'kimi-deploy[{name}]'{' if you want this one too' if other else ''}"
+            fix = install_line(name) + (", if you want this one too" if other else "")
             found.append(Check(name, "ok" if other else "warning", "not installed", fix))
             continue
         try:

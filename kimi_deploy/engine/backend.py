@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.soname_stub import serve_name
-from kimi_deploy.errors import BackendError
+from kimi_deploy.errors import BackendError, install_line
 
 TensorRT = Literal["tensorrt", "tensorrt-rtx"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt-rtx"]
@@ -70,9 +70,9 @@ def choose(choice: BackendChoice) -> TensorRT:
         "no TensorRT can be used here" if choice == "auto" else f"{choice} is not installed",
         seen=f"GPUs: {len(gpus)}; installed: {[n for n in MODULES if installed(n)] or 'neither'}",
         expected="tensorrt with a GPU, or tensorrt-rtx" if choice == "auto" else f"Python module {MODULES[choice]}",
-        fix="pip install setuptools wheel && pip install --no-build-isolation 'kimi-deploy[tensorrt-rtx]'"
+        fix=install_line("tensorrt-rtx", "setuptools wheel && pip install --no-build-isolation")
         if wanted == "tensorrt-rtx"
-        else "pip install 'kimi-deploy[tensorrt]'",
+        else install_line("tensorrt"),
     )
 
 
@@ -91,7 +91,7 @@ def load(name: TensorRT) -> Backend:
         raise BackendError(
             f"{name} is installed but does not load",
             seen=str(error),
-            fix=f"pip install --force-reinstall --no-build-isolation 'kimi-deploy[{name}]'",
+            fix=install_line(name, "--force-reinstall --no-build-isolation"),
         ) from error
     from kimi_deploy.engine.logger import make_logger
 

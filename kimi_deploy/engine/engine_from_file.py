@@ -72,6 +72,9 @@ def read_standard_graph(path: Path) -> StandardGraph:
         model = ir.load(path)
     except Exception as error:  # protobuf's errors have no common type
         raise UsageError("this is not an ONNX model", seen=f"{path}: {error}"[:500]) from error
+    # no bytes at all are a model to protobuf
+    if not len(model.graph):
+        raise UsageError("this is not an ONNX model", seen=f"{path}: a graph without nodes", fix="give another file")
     if METADATA_KEY in model.metadata_props:
         raise UsageError(
             "this file is part of an export, whose folder says more",

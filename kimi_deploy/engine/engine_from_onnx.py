@@ -99,7 +99,13 @@ def build_engine(
                 "compute_capabilities": list(capabilities) or [gpu_devices()[0].capability],
                 "dtype": graph.contract.dtype,
                 "plugins": layers,
-                "recipe": recipe.to_dict() | {"backend": backend.name, "compute_capabilities": list(capabilities)},
+                "recipe": recipe.to_dict()
+                | {
+                    "backend": backend.name,
+                    "compute_capabilities": list(capabilities),
+                    # refitting parses the same graph on another machine
+                    "plugin_ops": sorted(plugin_ops(recipe)),
+                },
                 "profiles": profile_table(recipe, graph.contract),
                 "contract": json.loads(graph.contract.to_json()),
                 **cached,

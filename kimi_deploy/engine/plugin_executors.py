@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kimi_deploy.engine.plugin_call import Executor, PluginCall
-from kimi_deploy.errors import BackendError, ContractError
+from kimi_deploy.errors import BackendError, ContractError, install_line
 from kimi_deploy.kernels.abi import (
     ACTIVATIONS,
     DATA_TYPES,
@@ -206,7 +206,7 @@ class TorchExecutor:
             raise BackendError(
                 "Python plugins need the kernel library or torch",
                 seen=str(error),
-                fix="make kernels, or pip install 'kimi-deploy[torch]'",
+                fix=f"make kernels, or {install_line('torch')}",
             ) from None
         run_op(call, self.device)
 

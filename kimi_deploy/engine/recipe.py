@@ -208,12 +208,12 @@ def capabilities_for(
 ) -> tuple[str, ...]:
     """The architectures to build for; `offered` are those of this TensorRT-RTX. Empty for the full TensorRT.
 
-    Raises EngineError when one is not offered or cannot compute in `dtype`, and when they were named for the
+    Raises UsageError when one is not offered or cannot compute in `dtype`, and when they were named for the
     full TensorRT.
     """
     if backend == "tensorrt":
         if wanted:
-            raise EngineError(
+            raise UsageError(
                 "the full TensorRT builds for the GPU of this machine, not for a list of architectures",
                 seen=f"compute capabilities {list(wanted)}",
                 fix="leave them out, or use --backend tensorrt-rtx",
@@ -222,14 +222,14 @@ def capabilities_for(
     chosen = wanted or DEFAULT_RTX_CAPABILITIES
     for capability in chosen:
         if capability not in offered:
-            raise EngineError(
+            raise UsageError(
                 f"TensorRT-RTX does not build for compute capability {capability}",
                 seen="Hopper (H100, H200): TensorRT-RTX runs on none" if capability == "9.0" else "",
                 expected=f"some of {list(offered)}",
                 fix="on a GPU that is not listed use the full TensorRT (--backend tensorrt), or ONNX Runtime",
             )
         if dtype == "bfloat16" and parse_capability(capability) < (8, 0):
-            raise EngineError(
+            raise UsageError(
                 f"compute capability {capability} has no bfloat16",
                 seen="a bfloat16 export",
                 expected="8.0 or higher",

@@ -29,6 +29,7 @@ def refit_engine(folder: Path, export: Path, output: Path, *, overwrite: bool, p
     GPU, EngineError for an export of another graph, or whose weights are not those that the engine was optimised for,
     and with TensorRT's messages when it refuses a weight; otherwise as `check_engine` and `check_gpu` do.
     """
+    source = read_export(export)
     manifest, backend = check_engine(folder)
     recipe = EngineRecipe.from_dict(detail(manifest, "recipe", dict), "the engine's manifest")
     if not (recipe.strip_weights or recipe.refit):
@@ -44,7 +45,6 @@ def refit_engine(folder: Path, export: Path, output: Path, *, overwrite: bool, p
             "the engine with its weights"
         )
     check_gpu(manifest, backend)
-    source = read_export(export)
     with progress("checking the export", None, "bytes"):
         source.verify(export)
     graph = graph_for(export, recipe)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from kimi_deploy.cuda_driver import gpu_devices
-from kimi_deploy.errors import BackendError
+from kimi_deploy.errors import BackendError, install_line
 
 _ARGMAX = Path(__file__).with_name("argmax.cu")
 _ARGMAX_THREADS = 512
 _DLPACK_CUDA = 2
-_INSTALL = "pip install 'kimi-deploy[run-engine]'"
+_INSTALL = install_line("run-engine")
 
 
 def _bindings() -> tuple[Any, Any]:

@@ -96,6 +96,26 @@ def test_inspect_refuses_what_is_no_folder(tmp_path: Path) -> None:
 
 
 @needs_tensorrt_rtx
+@pytest.mark.parametrize("wrong", ["a checkpoint", "no such file", "an empty file", "a GPU that is not offered"])
+def test_build_engine_of_something_else_is_wrong_usage(
+    checkpoint: Path, export: Path, tmp_path: Path, wrong: str
+) -> None:
+    given = {"a checkpoint": checkpoint, "a GPU that is not offered": export}.get(wrong, tmp_path / "model.onnx")
+    if wrong == "an empty file":
+        given.touch()
+    error = run("build-engine", given, "-o", tmp_path / "engine", "--capability", "9.0").exception
+    assert isinstance(error, KimiDeployError)
+    assert error.exit_code == 2
+    says = {
+        "a checkpoint": "no manifest.json",
+        "no such file": "no such file or folder",
+        "an empty file": "not an ONNX model",
+        "a GPU that is not offered": "compute capability 9.0",
+    }
+    assert says[wrong] in str(error)
+
+
+@needs_tensorrt_rtx
 def test_build_engine_then_inspect_it(export: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     done = run("build-engine", export, "-o", engine, "--capability", "8.9", *SMALL)

@@ -55,6 +55,8 @@ def test_every_kda_node_is_a_plugin_in_the_plan(export: Path, engine: Path) -> N
     assert details["profiles"]["decode"]["shapes"]["input_ids"] == [[1, 1], [1, 1], [2, 1]]
     # the serialised fields of both plugins, for each profile at least once
     assert (engine / "engine.plan").read_bytes().count(OPS["KimiDeltaAttention"].abi.encode()) >= 2 * 2
+    # what refitting parses again, whatever is built there
+    assert details["recipe"]["plugin_ops"] == ["KimiDeltaAttention"]
     assert sorted(p.name for p in engine.iterdir()) == sorted([*manifest.files, "manifest.json"])
     assert (engine / "config.json").read_bytes() == (export / "config.json").read_bytes()
 
@@ -197,7 +199,7 @@ def test_an_architecture_that_is_not_offered_is_refused(export: Path, tmp_path: 
     offered = backends.load("tensorrt-rtx").offered_capabilities
     assert {"8.9", "12.0"} <= set(offered)
     assert "9.0" not in offered
-    refused(export, tmp_path / "engine", EngineError, "(?s)9.0.*8.9", compute_capabilities=("8.9", "9.0"))
+    refused(export, tmp_path / "engine", UsageError, "(?s)9.0.*8.9", compute_capabilities=("8.9", "9.0"))
 
 
 def test_profiles_beyond_what_tensorrt_addresses_are_refused(export: Path, tmp_path: Path) -> None:

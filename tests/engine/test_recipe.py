@@ -15,7 +15,7 @@ from kimi_deploy.engine.recipe import (
     parse_capability,
     parse_profile,
 )
-from kimi_deploy.errors import EngineError, UsageError
+from kimi_deploy.errors import UsageError
 from tests.configs import config
 
 OFFERED = ("7.5", "8.0", "8.9", "12.0")
@@ -104,9 +104,9 @@ def test_architectures() -> None:
     assert capabilities_for("tensorrt-rtx", (), OFFERED, "float32") == DEFAULT_RTX_CAPABILITIES
     assert capabilities_for("tensorrt", (), (), "bfloat16") == ()
     assert capabilities_for("tensorrt-rtx", ("7.5",), OFFERED, "float16") == ("7.5",)
-    with pytest.raises(EngineError, match="no bfloat16"):
+    with pytest.raises(UsageError, match="no bfloat16"):
         capabilities_for("tensorrt-rtx", ("7.5",), OFFERED, "bfloat16")
-    with pytest.raises(EngineError, match=r"9\.0"):
+    with pytest.raises(UsageError, match=r"9\.0"):
         capabilities_for("tensorrt-rtx", ("9.0",), OFFERED, "float16")
-    with pytest.raises(EngineError, match="GPU of this machine"):
+    with pytest.raises(UsageError, match="GPU of this machine"):
         capabilities_for("tensorrt", ("8.9",), (), "float16")

@@ -194,3 +194,22 @@ def test_without_a_gpu_the_command_says_so_in_one_line(
     assert isinstance(done.exception, BackendError)
     assert "\n" not in str(done.exception)
     assert "8.9" in str(done.exception)
+
+
+@pytest.mark.parametrize("wrong", ["nothing there", "a checkpoint", "an engine", "another ABI"])
+def test_the_export_is_looked_at_before_the_machine(
+    wrong: str, engine: Path, checkpoint: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refit, "gpu_devices", lambda: ())
+    folder, given = stripped(engine, tmp_path), tmp_path / "export"
+    if wrong == "another ABI":
+        shutil.copytree(export, given)
+        raw = json.loads((given / "manifest.json").read_text())
+        raw["op_abi"]["KimiDeltaAttention"] = "0" * 16
+        (given / "manifest.json").write_text(json.dumps(raw))
+    elif wrong != "nothing there":
+        given = checkpoint if wrong == "a checkpoint" else engine
+    done = CliRunner().invoke(cli, ["refit", str(folder), str(given), "-o", str(tmp_path / "full")])
+    assert isinstance(done.exception, KimiDeployError)
+    assert not isinstance(done.exception, BackendError)
+    assert done.exception.exit_code == (1 if wrong == "another ABI" else 2)

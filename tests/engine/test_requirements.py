@@ -77,7 +77,7 @@ def test_an_engine_that_this_machine_cannot_run_is_named(rtx: Backend, monkeypat
 
 @needs_tensorrt_rtx
 def test_hopper_is_refused_for_tensorrt_rtx_by_name(rtx: Backend) -> None:
-    with pytest.raises(EngineError, match=r"(?s)9\.0.*Hopper.*--backend tensorrt"):
+    with pytest.raises(UsageError, match=r"(?s)9\.0.*Hopper.*--backend tensorrt"):
         capabilities_for("tensorrt-rtx", ("9.0",), rtx.offered_capabilities, "float16")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kimi_deploy.errors import BackendError
+from kimi_deploy.errors import BackendError, install_line
 from kimi_deploy.ops.kimi_delta_attention.reference import kimi_delta_attention as reference
 
 MAX_HEAD_DIM = 256
@@ -29,7 +29,7 @@ def kimi_delta_attention(*tensors: torch.Tensor | None, **attributes: Any) -> tu
             "KimiDeltaAttention on CUDA tensors needs Triton, which is not installed",
             seen=f"tensors on {first.device}",
             expected="the triton package",
-            fix="pip install 'kimi-deploy[triton]', or run the model on the CPU",
+            fix=f"{install_line('triton')}, or run the model on the CPU",
         )
     from kimi_deploy.ops.kimi_delta_attention.triton.launch import kimi_delta_attention as kernels
 
