@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kimi_deploy.errors import KimiDeployError, UsageError
+from kimi_deploy.errors import KimiDeployError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.model_folder import require_folder
 from kimi_deploy.validate.accuracy import read_accuracy
 
 
@@ -18,13 +19,7 @@ def inspect_folder(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
     `hashes` false compares only the sizes of an artefact's files with its manifest. Raises UsageError when the path
     is no such folder, ConfigError, CheckpointError or ManifestError when it cannot be read at all.
     """
-    if not folder.is_dir():
-        raise UsageError(
-            "there is no such folder",
-            seen=str(folder),
-            expected="a checkpoint, an export or an engine",
-            fix="give the folder, not a file in it",
-        )
+    require_folder(folder, "a checkpoint, an export or an engine")
     if not (folder / MANIFEST_NAME).is_file():
         return {"path": str(folder), **_checkpoint(folder)}
     manifest = Manifest.read(folder)

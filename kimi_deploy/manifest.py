@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from kimi_deploy import __version__
-from kimi_deploy.errors import ManifestError, UsageError, WrongArtefactError
+from kimi_deploy.errors import ManifestError, WrongArtefactError
+from kimi_deploy.model_folder import require_folder
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -93,12 +94,7 @@ class Manifest:
         that is unreadable, of another version, or names files outside the folder.
         """
         path = folder / MANIFEST_NAME
-        if not folder.is_dir():
-            raise UsageError(
-                "there is no such folder",
-                seen=str(folder),
-                expected="a folder written by `kimi-deploy export` or `kimi-deploy build-engine`",
-            )
+        require_folder(folder, "a folder written by `kimi-deploy export` or `kimi-deploy build-engine`")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

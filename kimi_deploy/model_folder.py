@@ -1,11 +1,21 @@
-"""Paths inside a model folder, which is untrusted: a name in it may not lead anywhere else."""
+"""A model folder and the paths inside it, which are untrusted: a name in it may not lead anywhere else."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from kimi_deploy.errors import CheckpointError
+from kimi_deploy.errors import CheckpointError, UsageError
+
+
+def require_folder(path: Path, expected: str) -> None:
+    """Raise UsageError, which says what was `expected`, unless `path` is a folder."""
+    if path.is_file():
+        raise UsageError(
+            "this is a file, not a folder", seen=str(path), expected=expected, fix="give the folder it is in"
+        )
+    if not path.is_dir():
+        raise UsageError("there is no such folder", seen=str(path), expected=expected, fix="check the path")
 
 
 def file_in_folder(folder: Path, name: str) -> Path:

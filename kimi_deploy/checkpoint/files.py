@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kimi_deploy.checkpoint.safetensors_file import MAX_HEADER_BYTES, TensorInfo, read_header
-from kimi_deploy.errors import CheckpointError, ManifestError
+from kimi_deploy.errors import CheckpointError, ManifestError, UsageError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 from kimi_deploy.model_folder import file_in_folder
 from kimi_deploy.strict_json import read_json_object
@@ -19,7 +19,7 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint in `folder`, from `model.safetensors` or from the shards of its index.
 
     Raises CheckpointError when there is neither or both, when a shard is missing or damaged, when a name
-    leaves the folder, and when the index and the shards do not say the same; it says so when the folder is an
+    leaves the folder, and when the index and the shards do not say the same; UsageError when the folder is an
     export or an engine.
     """
     single, index = (_find(folder, name) for name in (SINGLE_NAME, INDEX_NAME))
@@ -59,7 +59,7 @@ def _refuse_artefact(folder: Path) -> None:
     except ManifestError:
         return
     if kind in ("onnx", "engine"):
-        raise _error(
+        raise UsageError(
             f"the folder is {'an export' if kind == 'onnx' else 'an engine'}, not a checkpoint",
             seen=f"{MANIFEST_NAME} of kind {kind!r} in {folder}",
             expected=f"{SINGLE_NAME}, or shards with {INDEX_NAME}",

@@ -21,7 +21,8 @@ from kimi_deploy.checkpoint.parameter_part import ParameterPart, Span
 from kimi_deploy.checkpoint.safetensors_file import ITEM_BYTES, TensorInfo
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
-from kimi_deploy.errors import CheckpointError, UsageError
+from kimi_deploy.errors import CheckpointError
+from kimi_deploy.model_folder import require_folder
 from kimi_deploy.page_cache import TAKES_ADVICE, will_need
 from kimi_deploy.weights import Form, Source, Weight, cut, weight_table
 
@@ -58,12 +59,7 @@ class Checkpoint:
         damaged or contradictory files.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise UsageError(
-                "there is no such model folder",
-                seen=str(folder),
-                expected="a checkpoint folder with config.json and safetensors files",
-            )
+        require_folder(folder, "a checkpoint folder with config.json and safetensors files")
         return cls(folder, KimiLinearConfig.from_folder(folder), find_tensors(folder))
 
     def tensor(self, name: str) -> np.ndarray:

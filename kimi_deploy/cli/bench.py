@@ -14,6 +14,7 @@ import click
 
 from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, print_json, print_table, progress, say
 from kimi_deploy.errors import UsageError
+from kimi_deploy.model_folder import require_folder
 
 if TYPE_CHECKING:
     from kimi_deploy.bench.report import Report, Spread
@@ -157,6 +158,7 @@ def model_command(
     the rates of plain matrix products measured in the same run. PyTorch and transformers run in float32, llama.cpp in
     --gguf-type.
     """
+    require_folder(model, "a checkpoint folder with config.json and safetensors files")
     for option, file in (("--output", output), ("--plot", plot)):
         if file is not None and not file.parent.is_dir():
             raise UsageError(f"{option} is in no folder", seen=str(file), fix=f"make {file.parent} first")
@@ -188,6 +190,11 @@ def model_command(
     chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
+    if set(chosen) - {"ort", "trt"}:
+        from kimi_deploy.checkpoint import Checkpoint
+
+        # a worker would find out only after the others have run
+        Checkpoint.open(model)
     if ("llama.cpp" in chosen) != (llama_cpp is not None):
         raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
     if llama_cpp is not None and max(batches) > 1:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+LINE_SECONDS = 10.0
 
 
 class NamedPath(click.Path):
@@ -66,7 +70,8 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(description: str, total: int | None = None, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields a function that advances it. One plain line when stderr is not a terminal."""
+    """A progress bar on stderr; yields a function that advances it. Where stderr is no terminal, a plain line at the
+    beginning and one every `LINE_SECONDS`, so that a log shows that the work goes on."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -80,14 +85,38 @@ def progress(description: str, total: int | None = None, unit: str = "bytes") ->
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        say(f"{description} ...")
-        yield lambda n: None
+        with _lines(description, total, unit) as advance:
+            yield advance
         return
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda n: bar.update(task, advance=n)
+
+
+@contextmanager
+def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    done, ended, began = 0, threading.Event(), time.monotonic()
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+
+    def report() -> None:
+        while not ended.wait(LINE_SECONDS):
+            scale, what = (1e6, "MB") if unit == "bytes" else (1, unit)
+            parts = f": {done / scale:,.0f} of {total / scale:,.0f} {what}" if total else ""
+            say(f"{description}{parts}, {time.monotonic() - began:.0f} s so far ...")
+
+    say(f"{description} ...")
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -126,6 +126,12 @@ def _check(options: dict[str, Any]) -> None:
         refuse("a state file holds one sequence, --prompts-file several", "use --prompt")
     if options["chat"] and options["load_state"] is not None:
         refuse("a chat template writes a conversation from its beginning", "give the next turn as plain text")
+    if options["load_state"] is not None and not options["load_state"].is_file():
+        raise UsageError(
+            "--load-state: there is no such file",
+            seen=str(options["load_state"]),
+            expected="a file that `generate --save-state` wrote",
+        )
     if options["save_state"] is not None:
         _check_writable(options["save_state"])
 

@@ -6,12 +6,12 @@ import importlib
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from kimi_deploy import __version__
-from kimi_deploy.errors import KimiDeployError, install_line
+from kimi_deploy.errors import KimiDeployError, UsageError, install_line
 
 # command -> (module under kimi_deploy.cli, short help): the table keeps `-h` free of imports
 COMMANDS = {
@@ -63,6 +63,15 @@ def cli() -> None:
     """
 
 
+def _fail(error: KimiDeployError) -> NoReturn:
+    if "--json" in sys.argv:
+        from kimi_deploy.cli.common import print_json
+
+        print_json(error.to_dict())
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
     """Entry point: a typed error is printed without a traceback, and as JSON too when JSON was asked for."""
     # a polite kill unwinds as Ctrl-C does, so that no half-written folder stays behind
@@ -72,12 +81,7 @@ def main() -> None:
         code = cli(prog_name="kimi-deploy", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except KimiDeployError as error:
-        if "--json" in sys.argv:
-            from kimi_deploy.cli.common import print_json
-
-            print_json(error.to_dict())
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
     except ModuleNotFoundError as error:
         extra = {
             "torch": "torch",
@@ -98,6 +102,14 @@ def main() -> None:
     except click.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except click.UsageError as error:
+        # a group without a command prints its help
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show()
+            sys.exit(error.exit_code)
+        what = error.format_message().rstrip(".")
+        command = error.ctx.command_path if error.ctx is not None else "kimi-deploy"
+        _fail(UsageError(what[:1].lower() + what[1:], fix=f"{command} -h lists arguments and options"))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

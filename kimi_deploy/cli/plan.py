@@ -102,14 +102,12 @@ def _config(model: str, layers: int | None) -> tuple[KimiLinearConfig, str]:
     from kimi_deploy.checkpoint.presets import PRESETS, preset_config
     from kimi_deploy.config import KimiLinearConfig
     from kimi_deploy.errors import UsageError
+    from kimi_deploy.model_folder import require_folder
 
     folder = Path(model)
     if model in PRESETS:
         return preset_config(model, layers), model if layers is None else f"{model}, {layers} layers"
-    if not folder.is_dir():
-        raise UsageError(
-            "no such folder or preset", seen=model, expected=f"a folder with config.json, or {', '.join(PRESETS)}"
-        )
+    require_folder(folder, f"a folder with config.json, or a preset: {', '.join(PRESETS)}")
     if layers is not None:
         raise UsageError("--layers cuts presets only", seen=model, fix="leave --layers out")
     return KimiLinearConfig.from_folder(folder), folder.resolve().name

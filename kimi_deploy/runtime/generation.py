@@ -155,13 +155,22 @@ def stream(
     prompt; without it a state of `capacity` tokens is made, or of just what is needed. `after_step` is called after
     each prefill chunk and each decode step.
 
-    Raises UsageError for an empty prompt, StateError when the tokens do not fit or the logits are not finite, and as
-    `Runner.forward` does.
+    Raises UsageError for an empty prompt and for a `capacity` below what is needed, StateError when the tokens do not
+    fit `state` or the logits are not finite, and as `Runner.forward` does.
     """
     sampling = sampling or Sampling()
     ids, lengths = _pad(prompts, max_new_tokens)
     if state is None:
-        state = runner.new_state(len(prompts), capacity or ids.shape[1] + max_new_tokens)
+        needed = ids.shape[1] + max_new_tokens
+        # the last token is chosen, not consumed
+        if capacity is not None and runner.contract.has_latent and capacity < needed - 1:
+            raise UsageError(
+                "the capacity is below what the prompt and the new tokens need",
+                seen=f"capacity {capacity}",
+                expected=f"{needed - 1} or more: {ids.shape[1]} tokens of the prompt and {max_new_tokens - 1} new ones",
+                fix="give more capacity (--capacity), or ask for fewer new tokens (--max-new-tokens)",
+            )
+        state = runner.new_state(len(prompts), capacity or needed)
     check_room(state, lengths + max_new_tokens - 1)
     stops = frozenset(stop_ids)
     tokens: list[list[int]] = [[] for _ in prompts]

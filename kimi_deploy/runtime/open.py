@@ -7,6 +7,7 @@ from typing import Literal
 
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.model_folder import require_folder
 from kimi_deploy.runtime.base import Runner
 
 Backend = Literal["ort", "torch", "trt"]
@@ -19,8 +20,7 @@ def find_backend(folder: Path, wanted: str | None = None) -> Backend:
     Raises UsageError when it is neither, or another than the `wanted` one, with the command that makes what
     that needs.
     """
-    if not folder.is_dir():
-        raise UsageError("no such folder", seen=str(folder), expected="an export, a checkpoint or an engine")
+    require_folder(folder, "an export, a checkpoint or an engine")
     backend: Backend
     if (folder / MANIFEST_NAME).is_file():
         kind = Manifest.read(folder).kind

@@ -28,7 +28,7 @@ class StateMemory:
     bytes_per_token: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class State:
     """What `Runner.forward` reads and advances. Make one with `Runner.new_state`.
 
@@ -43,6 +43,11 @@ class State:
     storage: Storage
     lengths: np.ndarray
     owner: object
+
+    def __repr__(self) -> str:
+        """In one line, without the tensors."""
+        rows = ", ".join(map(str, self.lengths[:8].tolist())) + ", ..." * (self.batch > 8)
+        return f"State(batch={self.batch}, capacity={self.capacity}, lengths=[{rows}], {self.nbytes / 1e6:.2f} MB)"
 
     @property
     def batch(self) -> int:

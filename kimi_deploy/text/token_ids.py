@@ -26,15 +26,20 @@ class TokenIds(Tokenizer):
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids that `text` lists. Raises UsageError for anything else, and for an id outside the vocabulary."""
         words = re.split(r"\s*,\s*|\s+", text.strip())
-        ids = [int(word) if re.fullmatch(r"[0-9]{1,18}", word) else -1 for word in words]
-        for word, i in zip(words, ids, strict=True):
-            if not 0 <= i < self._vocab_size:
+        expected = f"ids from 0 to {self._vocab_size - 1}, separated by commas or spaces"
+        for word in words:
+            if not word:
                 raise UsageError(
-                    "a prompt of token ids has something else in it",
-                    seen=repr(word[:80]),
-                    expected=f"ids from 0 to {self._vocab_size - 1}, separated by commas or spaces",
+                    "a prompt of token ids has no token ids in some place", seen=repr(text[:80]), expected=expected
                 )
-        return ids
+            # no vocabulary has an id of more digits, and Python refuses to read very many
+            if not re.fullmatch(r"-?[0-9]+", word):
+                raise UsageError(
+                    "a prompt of token ids has something else in it", seen=repr(word[:80]), expected=expected
+                )
+            if len(word) > 18 or not 0 <= int(word) < self._vocab_size:
+                raise UsageError("a token id is not in the vocabulary", seen=word[:80], expected=expected)
+        return [int(word) for word in words]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Each id in decimal with a space behind it. Raises TokenizerError for an id outside the vocabulary."""

@@ -1,5 +1,6 @@
 """Help is the first thing a user sees: it must work where nothing but click is installed."""
 
+import json
 import subprocess
 import sys
 
@@ -68,4 +69,17 @@ def test_version_is_printed() -> None:
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     done = run_blocked(*arguments)
     assert done.returncode == 2
-    assert "Usage" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "-h lists arguments and options" in done.stderr
+
+
+def test_wrong_usage_is_json_where_that_is_asked_for() -> None:
+    done = run_blocked("generate", "x", "--threads", "none", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["error"]) == (2, "UsageError")
+    assert "--threads" in found["what"]
+
+
+def test_no_command_prints_the_help() -> None:
+    done = run_blocked()
+    assert "Usage: kimi-deploy" in done.stdout + done.stderr

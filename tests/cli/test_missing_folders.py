@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from kimi_deploy.cli.main import COMMANDS
+from kimi_deploy.cli.main import COMMANDS, cli
+from kimi_deploy.errors import UsageError
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 
@@ -20,7 +22,7 @@ CALLS = {
     "validate": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
     "inspect": [["MISSING"]],
     "plan": [["MISSING"]],
-    "bench": [["MISSING", "MISSING"], [str(DEMO), "MISSING"]],
+    "bench": [["MISSING", "MISSING"], [str(DEMO), "MISSING"], ["MISSING", str(DEMO)]],
 }
 TAKE_NO_FOLDER = {"synth", "doctor"}
 
@@ -41,3 +43,11 @@ def test_a_missing_folder_exits_2_and_is_named(call: tuple[str, list[str]], tmp_
     assert json.loads(done.stdout)["error"] == "UsageError"
     assert str(missing) in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["export", "generate", "validate", "inspect", "plan", "bench", "refit"])
+def test_a_file_in_a_folders_place_is_called_a_file(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text\n")
+    words = [{"MISSING": str(tmp_path / "file"), "OUT": str(tmp_path / "out")}.get(a, a) for a in CALLS[command][0]]
+    with pytest.raises(UsageError, match="this is a file, not a folder"):
+        CliRunner().invoke(cli, [command, *words], catch_exceptions=False)

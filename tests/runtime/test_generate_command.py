@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kimi_deploy.cli.generate import generate_command
-from kimi_deploy.errors import KimiDeployError, ManifestError, StateError, TokenizerError, UsageError
+from kimi_deploy.errors import KimiDeployError, ManifestError, TokenizerError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.runtime.generation import generate
 from kimi_deploy.runtime.ort_runner import OrtRunner
@@ -137,8 +137,10 @@ REFUSED: dict[str, tuple[list[str], type[KimiDeployError], str]] = {
     "two kinds of prompt": (["--prompt", "a", "--prompt-ids", "1"], UsageError, "--prompt and --prompt-ids together"),
     "chat of ids": (["--prompt-ids", "1", "--chat"], UsageError, "chat template"),
     "ids that are none": (["--prompt-ids", "1,x"], UsageError, "'x'"),
-    "no ids": (["--prompt-ids", ""], UsageError, "something else"),
-    "an id out of range": (["--prompt-ids", "1 272"], UsageError, "0 to 271"),
+    "no ids": (["--prompt-ids", ""], UsageError, "no token ids"),
+    "an id out of range": (["--prompt-ids", "1 272"], UsageError, "not in the vocabulary(?s:.*)0 to 271"),
+    "a huge id": (["--prompt-ids", "9" * 40], UsageError, "not in the vocabulary"),
+    "a negative id": (["--prompt-ids", "1,-1"], UsageError, "not in the vocabulary"),
     "greedy and warm": (["--prompt", "a", "--greedy", "--temperature", "1"], UsageError, "--greedy"),
     "top-k without temperature": (["--prompt", "a", "--top-k", "5"], UsageError, "temperature 0"),
     "negative temperature": (["--prompt", "a", "--temperature", "-1"], UsageError, "out of range"),
@@ -149,10 +151,10 @@ REFUSED: dict[str, tuple[list[str], type[KimiDeployError], str]] = {
     # a folder that nobody may write to, root neither
     "nowhere writable to save": (["--prompt", "a", "--save-state", "/proc/s"], UsageError, "cannot be written"),
     "a folder to save to": (["--prompt", "a", "--save-state", "/proc"], UsageError, "is a folder"),
-    "no such state": (["--load-state", "/nonexistent/s"], StateError, "cannot be read"),
+    "no such state": (["--load-state", "/nonexistent/s"], UsageError, "no such file"),
     "empty prompt": (["--prompt", ""], UsageError, "nothing to continue"),
     "stop id out of range": (["--prompt", "a", "--stop-id", "272"], UsageError, "not in the vocabulary"),
-    "too little capacity": (["--prompt", "abc", "--capacity", "4"], StateError, "do not fit"),
+    "too little capacity": (["--prompt", "abc", "--capacity", "4"], UsageError, "capacity 4"),
     "wrong backend": (["--prompt", "a", "--backend", "torch"], UsageError, "cannot run this folder"),
 }
 
@@ -178,6 +180,10 @@ def test_input_that_is_not_text_is_refused(folder: Path) -> None:
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         run(tmp_path / "none", "--prompt", "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        run(tmp_path / "file", "--prompt", "a")
+    (tmp_path / "file").unlink()
     with pytest.raises(UsageError, match="holds no model") as error:
         run(tmp_path, "--prompt", "a")
     assert "kimi-deploy export" in error.value.fix

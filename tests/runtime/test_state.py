@@ -27,6 +27,13 @@ def test_a_restored_state_goes_on_bit_identically(any_runner: OrtRunner) -> None
     np.testing.assert_array_equal(greedy(any_runner, state, START, 8), expected)
 
 
+def test_a_state_is_written_in_one_line(runner: OrtRunner) -> None:
+    state = filled(runner)
+    assert repr(state) == f"State(batch=2, capacity=40, lengths=[9, 9], {state.nbytes / 1e6:.2f} MB)"
+    many = runner.new_state(100, 40)
+    assert repr(many).startswith("State(batch=100, capacity=40, lengths=[0, 0, 0, 0, 0, 0, 0, 0, ...], ")
+
+
 def test_a_snapshot_does_not_change_when_the_state_goes_on(runner: OrtRunner) -> None:
     state = filled(runner)
     snapshot = state.snapshot()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kimi_deploy.checkpoint.files import INDEX_NAME, SINGLE_NAME, find_tensors
 from kimi_deploy.checkpoint.safetensors_file import read_header
-from kimi_deploy.errors import CheckpointError
+from kimi_deploy.errors import CheckpointError, UsageError
 from kimi_deploy.manifest import ArtefactKind, Manifest
 from tests.checkpoints import safetensors_bytes, write_safetensors
 
@@ -238,7 +238,7 @@ def test_an_export_or_an_engine_is_named_as_such(
     for name in files:
         (tmp_path / name).write_bytes(b"x")
     Manifest(kind, {"checkpoint": "f" * 64}, {}, {"dtype": "float32", "body": "ort"}).write(tmp_path)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(UsageError, match=words):
         find_tensors(tmp_path)
 
 

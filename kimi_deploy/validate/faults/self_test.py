@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from kimi_deploy.runtime.open import Backend
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
-from kimi_deploy.validate.faults.engine import Engine, engine_faults
+from kimi_deploy.validate.faults.engine import Engine, EngineFault, engine_faults
 from kimi_deploy.validate.faults.graph import Graph
 from kimi_deploy.validate.parity import Parity
 from kimi_deploy.validate.prompts import Prompt, shipped_prompts
@@ -94,23 +94,21 @@ def run_self_test(
         onnxruntime.set_default_logger_severity(_ERROR)
         engine = Engine(exported, reference.fingerprint) if "trt" in backends else None
         of_runner = engine_faults(engine) if engine else ()
-        steps = len(backends) * (len(faults) + 1) + len(of_runner)
-        with progress("planting faults", steps, unit="faults") as advance:
-            trials = _Trials(parity, prompts, advance)
-            if "ort" in backends:
-                trials.control("ort", control)
-                for fault in faults:
-                    trials.graph_fault("ort", fault, exported, lambda f: OrtRunner(f, threads=threads, kernels="none"))
-            if engine is not None:
-                trials.control("trt", engine.run_by())
-                graph = Graph(exported)
-                graph.set_bodies("primitive")
-                graph.save(Path(scratch) / "engine")
-                opened = partial(Engine, fingerprint=reference.fingerprint, bodies=False)
-                for fault in faults:
-                    trials.graph_fault("trt", fault, Path(scratch) / "engine", lambda f: opened(f).run_by())
-                for wrong in of_runner:
-                    trials.run("trt", wrong.name, wrong.planted, wrong.plant(engine))
+        trials = _Trials(parity, prompts, progress, len(backends) * (len(faults) + 1) + len(of_runner))
+        if "ort" in backends:
+            trials.control("ort", control)
+            for fault in faults:
+                trials.graph_fault("ort", fault, exported, lambda f: OrtRunner(f, threads=threads, kernels="none"))
+        if engine is not None:
+            trials.control("trt", engine.run_by())
+            graph = Graph(exported)
+            graph.set_bodies("primitive")
+            graph.save(Path(scratch) / "engine")
+            opened = partial(Engine, fingerprint=reference.fingerprint, bodies=False)
+            for fault in faults:
+                trials.graph_fault("trt", fault, Path(scratch) / "engine", lambda f: opened(f).run_by())
+            for wrong in of_runner:
+                trials.runner_fault("trt", wrong, engine)
         return tuple(trials.outcomes)
 
 
@@ -128,27 +126,36 @@ def _subject(model: Path | None, export: Path | None, scratch: Path, progress: P
 
 
 class _Trials:
-    """Runs the checks on one candidate after the other and collects what became of each."""
+    """Runs the checks on one candidate after the other, saying which, and collects what became of each."""
 
-    def __init__(self, parity: Parity, prompts: list[Prompt], advance: Callable[[int], None]) -> None:
-        self._parity, self._prompts, self._advance = parity, prompts, advance
+    def __init__(self, parity: Parity, prompts: list[Prompt], progress: Progress, count: int) -> None:
+        self._parity, self._prompts, self._progress, self._count = parity, prompts, progress, count
         self.outcomes: list[Outcome] = []
 
     def control(self, backend: Backend, right: Runner) -> None:
         """A candidate without a fault, which must pass."""
-        report = self._failing(right)
+        with self._said(backend, "none"):
+            report = self._failing(right)
         check = report.rows[0].check if report else ""
         self.outcomes.append(Outcome(backend, "none", "", check, "fails" if report else "passes", "", report is None))
 
     def graph_fault(self, backend: Backend, fault: Fault, source: Path, opened: Callable[[Path], Runner]) -> None:
         """`fault` in a copy of the export `source`, which is deleted again."""
-        graph = Graph(source)
-        planted = fault.plant(graph)
-        with tempfile.TemporaryDirectory(prefix="kimi-deploy-") as scratch:
+        with self._said(backend, fault.name), tempfile.TemporaryDirectory(prefix="kimi-deploy-") as scratch:
+            graph = Graph(source)
+            planted = fault.plant(graph)
             graph.save(Path(scratch) / "fault")
-            self.run(backend, fault.name, planted, opened(Path(scratch) / "fault"))
+            self._run(backend, fault.name, planted, opened(Path(scratch) / "fault"))
 
-    def run(self, backend: Backend, name: str, planted: Planted, wrong: Runner) -> None:
+    def runner_fault(self, backend: Backend, fault: EngineFault, engine: Engine) -> None:
+        """`fault` in what runs `engine`."""
+        with self._said(backend, fault.name):
+            self._run(backend, fault.name, fault.planted, fault.plant(engine))
+
+    def _said(self, backend: Backend, fault: str) -> AbstractContextManager[object]:
+        return self._progress(f"fault {len(self.outcomes) + 1} of {self._count}: {fault} ({backend})")
+
+    def _run(self, backend: Backend, name: str, planted: Planted, wrong: Runner) -> None:
         """A candidate with a fault, which must be caught where it was planted."""
         report = self._failing(wrong)
         if report is None:
@@ -163,7 +170,6 @@ class _Trials:
     def _failing(self, candidate: Runner) -> Report | None:
         """The report of the first check that fails; None when every one passes."""
         self._parity.candidate = candidate
-        self._advance(1)
         for check in PARITY_CHECKS:
             report = self._parity.run(self._prompts, "self-test", selection=Selection((check,)))
             if not report.passed:
