@@ -57,6 +57,7 @@ def _folder(name: str) -> Any:
     help="Compare each layer alone, in the memory of one: for a model that PyTorch cannot hold here.",
 )
 @click.option("--self-test", is_flag=True, help="Plant known faults in a small model, or in EXPORT; all must be found.")
+@click.option("--fault", "faults", multiple=True, metavar="NAME", help="Of --self-test: this one alone. Repeatable.")
 @json_option
 @click.pass_context
 def validate_command(
@@ -71,6 +72,7 @@ def validate_command(
     no_attach: bool,
     layer_by_layer: bool,
     self_test: bool,
+    faults: tuple[str, ...],
     as_json: bool,
     **sizes: Any,
 ) -> None:
@@ -84,8 +86,10 @@ def validate_command(
 
     if (model is None) != (export is None) or (model is None and not self_test):
         raise UsageError("MODEL and EXPORT are both needed", fix="kimi-deploy validate MODEL EXPORT")
+    if faults and not self_test:
+        raise UsageError("--fault is of --self-test", fix="add --self-test")
     if self_test:
-        passed = _self_test(model, export, sizes["threads"], sizes["backend"], as_json)
+        passed = _self_test(model, export, sizes["threads"], sizes["backend"], faults, as_json)
     elif layer_by_layer:
         assert model is not None
         assert export is not None
@@ -219,22 +223,33 @@ def _print_report(report: Report) -> None:
 
 
 def _self_test(
-    model: Path | None, export: Path | None, threads: int | None, backend: Backend | None, as_json: bool
+    model: Path | None,
+    export: Path | None,
+    threads: int | None,
+    backend: Backend | None,
+    faults: tuple[str, ...],
+    as_json: bool,
 ) -> bool:
     from kimi_deploy.validate.faults.self_test import SELF_TESTED, run_self_test
 
-    outcomes = run_self_test(model, export, threads, progress, (backend,) if backend else SELF_TESTED)
+    outcomes = run_self_test(model, export, threads, progress, (backend,) if backend else SELF_TESTED, faults)
     if as_json:
-        print_json({"passed": all(o.passed for o in outcomes), "faults": [o.to_dict() for o in outcomes]})
+        again = [{**o.to_dict(), "command": o.command(model, export)} for o in outcomes]
+        print_json({"passed": all(o.passed for o in outcomes), "faults": again})
     else:
         rows = [
             (o.backend, o.fault, o.planted, o.check, o.named, o.note, "[green]pass[/]" if o.passed else "[red]FAIL[/]")
             for o in outcomes
         ]
         print_table(("backend", "fault", "planted in", "caught by", "first difference", "", "verdict"), rows)
-        faults = [o for o in outcomes if o.planted]
+        planted = [o for o in outcomes if o.planted]
         controls = ", ".join(f"{o.named} ({o.backend})" for o in outcomes if not o.planted)
-        click.echo(f"{sum(o.passed for o in faults)} of {len(faults)} faults caught and named; without one: {controls}")
+        click.echo(
+            f"{sum(o.passed for o in planted)} of {len(planted)} faults caught and named; without one: {controls}"
+        )
         if any(o.backend == "trt" for o in outcomes):
             click.echo("trt: the engine's graph and runner, with ONNX Runtime on the CPU in TensorRT's place")
+        wrong = [o for o in outcomes if not o.passed]
+        if wrong:
+            click.echo(f"again, just the first of these: {wrong[0].command(model, export)}")
     return all(o.passed for o in outcomes)

@@ -7,11 +7,25 @@ import pytest
 from click.testing import CliRunner
 
 from kimi_deploy.cli.main import cli
+from kimi_deploy.errors import UsageError
 from kimi_deploy.validate.faults import self_test
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
 from kimi_deploy.validate.faults.self_test import run_self_test
 from kimi_deploy.validate.selection import PARITY_CHECKS
 from tests.graph.conftest import no_progress
+
+# of each check a fault that it is the first to see
+OF_CHECK = {
+    "prefill": "swapped state",
+    "split-prefill": "ignored past",
+    "decode-steps": "graph with old inputs",
+    "ragged-batch": "counted padding",
+    "padding": "waiting row goes on",
+    "chunk-boundaries": "full chunk dropped",
+    "resume": "restored beside the state",
+    "full-cache": "token beyond the cache",
+    "greedy": "wrong greedy choice",
+}
 
 
 def test_every_fault_is_caught_and_named_and_the_right_export_passes(model: Path, exported: Path) -> None:
@@ -23,7 +37,7 @@ def test_every_fault_is_caught_and_named_and_the_right_export_passes(model: Path
     assert notes["swapped state"] == "key and value axes are swapped"
     assert notes["late convolution window"] == "the window is one token late"
     assert notes["bfloat16 state"] == "every value has only a bfloat16's bits"
-    assert notes["stale cache slot"] == "only token 39 of 40 is wrong, which was never written"
+    assert notes["stale cache slot"] == "only token 71 of 72 is wrong, which was never written"
     assert notes["zeroed slice"].endswith("are zero")
 
 
@@ -45,7 +59,31 @@ def test_the_command_needs_no_model_and_reports_each_fault() -> None:
     assert names["trt"][: len(FAULTS) + 1] == names["ort"]
     assert len(names["trt"]) == len(FAULTS) + 1 + 12
     # each check is the first to see something, so that none can be left out unnoticed
-    assert {f["check"] for f in found["faults"]} >= set(PARITY_CHECKS) - {"chunk-boundaries"}
+    assert {f["check"] for f in found["faults"]} >= set(PARITY_CHECKS)
+
+
+@pytest.mark.parametrize("check", PARITY_CHECKS)
+def test_no_check_can_be_left_out(check: str, model: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a fault that it is the first to see escapes, or is found somewhere else than where it is."""
+    monkeypatch.setattr(self_test, "PARITY_CHECKS", tuple(c for c in PARITY_CHECKS if c != check))
+    *_, outcome = run_self_test(model, exported, 1, no_progress, ("trt",), (OF_CHECK[check],))
+    assert outcome.fault == OF_CHECK[check]
+    assert not outcome.passed
+    assert outcome.check in ("", *PARITY_CHECKS[PARITY_CHECKS.index(check) + 1 :])
+
+
+def test_a_fault_is_planted_again_alone(model: Path, exported: Path) -> None:
+    words = ["validate", str(model), str(exported), "--self-test", "--backend", "trt", "--threads", "1"]
+    done = CliRunner().invoke(cli, [*words, "--fault", "wrong greedy choice", "--json"])
+    assert done.exit_code == 0, done.output
+    control, fault = json.loads(done.stdout)["faults"]
+    assert (control["fault"], fault["fault"]) == ("none", "wrong greedy choice")
+    again = f"kimi-deploy validate {model} {exported} --self-test --backend trt"
+    assert (control["command"], fault["command"]) == (again, f"{again} --fault 'wrong greedy choice'")
+    with pytest.raises(UsageError, match=r"no such fault here(?s:.*)wrong greedy choice"):
+        CliRunner().invoke(cli, [*words, "--fault", "another"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="--fault is of --self-test"):
+        CliRunner().invoke(cli, ["validate", str(model), str(exported), "--fault", "x"], catch_exceptions=False)
 
 
 def test_a_fault_that_escapes_or_is_misnamed_fails(

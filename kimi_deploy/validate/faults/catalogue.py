@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from kimi_deploy.errors import ValidationError
+from kimi_deploy.ops.kimi_delta_attention.delta_rule import CHUNK
 from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.validate.faults.graph import Graph
 
@@ -189,6 +190,30 @@ def _counted_padding(graph: Graph) -> Planted:
     return Planted(f"sequence_lengths of layer {layer}", "ragged-batch", (f"{layer}.conv_state",))
 
 
+def _calls_of(graph: Graph, steps: int, kind: str) -> Planted:
+    """A call of just so many steps leaves the second KDA layer's state of `kind` as it was."""
+    layer = _kda(graph)
+    name, past = f"present.{layer}.{kind}", graph.value(f"past_key_values.{layer}.{kind}")
+
+    def wrong(right: ir.Value) -> ir.Value:
+        length = graph.add(None, "Shape", graph.value("input_ids"), start=1, end=2)
+        return graph.add(None, "Where", graph.add(None, "Equal", length, graph.constant([steps])), past, right)
+
+    graph.replace_output(name, wrong)
+    return Planted(f"{name} of calls of {steps} tokens", "chunk-boundaries", (f"{layer}.{kind}",))
+
+
+def _full_window(graph: Graph) -> Planted:
+    """As where the last n steps of a window are cut out by [-n:] and none are left to keep."""
+    window = next(s for s in graph.contract.states if s.kind == "conv_state").dims[-1]
+    return _calls_of(graph, int(window), "conv_state")
+
+
+def _full_chunk(graph: Graph) -> Planted:
+    """As where the chunk that ends with the call is taken for an empty rest."""
+    return _calls_of(graph, CHUNK, "recurrent_state")
+
+
 FAULTS: tuple[Fault, ...] = (
     Fault("swapped state", _swapped_state),
     Fault("dropped expert", _dropped_expert),
@@ -204,4 +229,6 @@ FAULTS: tuple[Fault, ...] = (
     Fault("missing expert scale", _missing_expert_scale),
     Fault("ignored past", _ignored_past),
     Fault("counted padding", _counted_padding),
+    Fault("full window dropped", _full_window),
+    Fault("full chunk dropped", _full_chunk),
 )

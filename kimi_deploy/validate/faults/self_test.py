@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
+from kimi_deploy.ops.kimi_delta_attention.delta_rule import CHUNK
 from kimi_deploy.runtime.base import Runner
 from kimi_deploy.runtime.open import Backend
 from kimi_deploy.runtime.ort_runner import OrtRunner
@@ -32,7 +34,8 @@ from kimi_deploy.validate.tolerances import tolerance
 SELF_TESTED: tuple[Backend, ...] = ("ort", "trt")
 _ERROR = 3
 PROMPTS = ("corpus 3", "one token", "random tokens")
-TOKENS = 40
+# a few more than a chunk, so that a call can end with one
+TOKENS = CHUNK + 8
 GREEDY = 12
 
 
@@ -40,6 +43,8 @@ GREEDY = 12
 class Outcome:
     """What became of one fault, run by `backend`: where it was `planted`, the `check` that caught it, the tensor that
     was `named`, and why.
+
+    A fault exists only while it is tested: `command` plants it again.
 
     `passed`: it was caught, by the check and at the tensor where it is. The control, which has no fault, passed when
     nothing was caught.
@@ -53,6 +58,11 @@ class Outcome:
     note: str
     passed: bool
 
+    def command(self, model: Path | None, export: Path | None) -> str:
+        """The command that plants just this fault again; that of the control plants all of them."""
+        words = ["kimi-deploy", "validate", *(str(f) for f in (model, export) if f is not None), "--self-test"]
+        return shlex.join([*words, "--backend", self.backend, *(["--fault", self.fault] if self.planted else [])])
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
@@ -63,14 +73,16 @@ def run_self_test(
     threads: int | None,
     progress: Progress,
     backends: Sequence[Backend] = SELF_TESTED,
+    only: Sequence[str] = (),
 ) -> tuple[Outcome, ...]:
     """A control and every fault, on `export` of `model` or, without them, on a small random model.
 
     "ort" plants `FAULTS` in the export. "trt" plants them in the graph that `build-engine` makes of it, and
     `engine_faults` in the engine's runner; ONNX Runtime takes TensorRT's place below that.
 
-    In a 16-bit export faults finer than its rounding are not planted. Raises UsageError where the export is not one of
-    the model, and ValidationError where a fault cannot be planted in it.
+    In a 16-bit export faults finer than its rounding are not planted; `only` names the faults to plant, all without.
+    Raises UsageError where the export is not one of the model or has no fault of such a name, and ValidationError
+    where a fault cannot be planted in it.
     """
     with (
         tempfile.TemporaryDirectory(prefix="kimi-deploy-") as scratch,
@@ -94,6 +106,10 @@ def run_self_test(
         onnxruntime.set_default_logger_severity(_ERROR)
         engine = Engine(exported, reference.fingerprint) if "trt" in backends else None
         of_runner = engine_faults(engine) if engine else ()
+        if only:
+            _check_names(only, [*faults, *of_runner])
+            faults = [f for f in faults if f.name in only]
+            of_runner = tuple(f for f in of_runner if f.name in only)
         trials = _Trials(parity, prompts, progress, len(backends) * (len(faults) + 1) + len(of_runner))
         if "ort" in backends:
             trials.control("ort", control)
@@ -110,6 +126,13 @@ def run_self_test(
             for wrong in of_runner:
                 trials.runner_fault("trt", wrong, engine)
         return tuple(trials.outcomes)
+
+
+def _check_names(only: Sequence[str], faults: Sequence[Fault | EngineFault]) -> None:
+    names = list(dict.fromkeys(f.name for f in faults))
+    for name in only:
+        if name not in names:
+            raise UsageError("there is no such fault here", seen=name, expected=f"one of: {', '.join(names)}")
 
 
 @contextmanager
