@@ -58,5 +58,7 @@ const char* instruction_set() { return "native"; }
 
 KIMI_CPU_DISPATCH(size_t, kda_workspace, (const KdaArguments& a, const Parallel& p), (a, p))
 KIMI_CPU_DISPATCH(Status, kda, (const KdaArguments& a, const Parallel& p), (a, p))
+KIMI_CPU_DISPATCH(size_t, latent_attention_workspace, (const LatentAttentionArguments& a, const Parallel& p), (a, p))
+KIMI_CPU_DISPATCH(Status, latent_attention, (const LatentAttentionArguments& a, const Parallel& p), (a, p))
 
 }  // namespace kimi::cpu

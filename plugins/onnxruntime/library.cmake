@@ -1,7 +1,7 @@
 # libkimi_ort.so: the CPU kernels of ../cpu, each for several instruction sets, and ONNX Runtime's custom ops over them.
 # No header of ONNX Runtime is needed; with ONNXRUNTIME_INCLUDE_DIR ours is compared with it.
-set(kernels kda)
-set(ops kda library op)
+set(kernels kda latent_attention)
+set(ops kda latent_attention library op)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(levels x86_64_v2 x86_64_v3 x86_64_v4)

@@ -7,7 +7,7 @@
 namespace kimi::ort {
 namespace {
 
-constexpr const Launcher& (*kLaunchers[])() = {kda_launcher};
+constexpr const Launcher& (*kLaunchers[])() = {kda_launcher, latent_attention_launcher};
 constexpr int32_t kCount = static_cast<int32_t>(sizeof kLaunchers / sizeof *kLaunchers);
 
 // Never destroyed: ONNX Runtime may look at an op as long as a session lives.

@@ -38,6 +38,7 @@ struct Launcher {
 };
 
 const Launcher& kda_launcher();
+const Launcher& latent_attention_launcher();
 
 // A registered op. ONNX Runtime keeps the address of its first member and gives it back.
 struct Op {
