@@ -86,4 +86,31 @@ struct LatentAttentionArguments {
 size_t latent_attention_workspace(const LatentAttentionArguments& arguments, const Parallel& parallel);
 Status latent_attention(const LatentAttentionArguments& arguments, const Parallel& parallel);
 
+// One product of every expert, [num_experts, rows, columns]: float32 with 32 bits, else packed levels.
+struct ExpertWeights {
+  const void* values;
+  const float* scales;         // null with 32 bits
+  const uint8_t* zero_points;  // null: symmetric
+};
+
+// MixtureOfExperts with 32 bits, QuantizedMixtureOfExperts with 8 or 4.
+struct MixtureOfExpertsArguments {
+  int64_t tokens, hidden, num_experts, intermediate, top_k, n_group, topk_group;
+  bool renormalize;
+  float routed_scaling_factor;
+  int32_t bits;
+  int64_t block_size;     // 32, 64 or 128; not read with 32 bits
+  bool int8_activations;  // not read with 32 bits
+  const float *hidden_states, *router_weight, *router_bias;
+  ExpertWeights gate_up, down;
+  float* output;
+  void* workspace;  // of mixture_of_experts_workspace bytes, any alignment
+};
+
+// Less than 4 bytes x (tokens x (num_experts + hidden + top_k x intermediate) + threads x 80 x (hidden + intermediate))
+// and some padding; never as much as a copy of the weights.
+size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, const Parallel& parallel);
+// Every sum is taken in an order that does not depend on the number of threads.
+Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel);
+
 }  // namespace kimi::cpu

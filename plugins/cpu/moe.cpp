@@ -1,0 +1,326 @@
+// MixtureOfExperts and QuantizedMixtureOfExperts: the router, the tokens of each expert, gate and up with SwiGLU, down.
+//
+// Experts that few tokens chose are a matter of memory: their rows are read once, along the row (moe_rows.h,
+// moe_levels.h). The others are a matter of arithmetic: strips of tokens, one to a lane (moe_tiles.h). Both run in two
+// parts on all threads. First units of (expert, tokens, range of rows) of gate and up. Then ranges of output columns,
+// each of which goes through all experts in their order, so that no two threads add to one sum.
+#include <atomic>
+
+#include "moe_levels.h"
+#include "moe_router.h"
+#include "moe_tiles.h"
+
+namespace kimi::cpu {
+namespace {
+
+constexpr int64_t kFew = kLanes / 2 > 4 ? kLanes / 2 : 4;  // tokens of an expert up to which its rows are summed along
+constexpr int64_t kRouterTokens = 16;                      // tokens of a routing task
+constexpr int64_t kRouterBytes = 1 << 18;                  // of router weights from which few tokens share the threads
+constexpr int64_t kTasksPerThread = 8;
+constexpr int64_t kDownRows = 64;  // the most rows of a down task
+constexpr int64_t kBatch = 32;     // rows of gate and up between two SwiGLUs of few tokens
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// float32 experts, as LevelRows are quantised ones.
+class WeightRows : public FloatRows {
+ public:
+  static constexpr bool kRounds = false;
+  WeightRows(const ExpertWeights& w, int64_t expert, int64_t rows, int64_t columns, int64_t)
+      : FloatRows{static_cast<const float*>(w.values) + expert * rows * columns, columns} {}
+  static int64_t granule(int64_t) { return kLanes; }
+  static int64_t prepared(int64_t columns) { return columns; }
+  static void prepare(const float* x, int64_t begin, int64_t end, int64_t, float* to) {
+    copy_floats(to + begin, x + begin, end - begin);
+  }
+  const float* panel(int64_t row, int64_t, float*, int64_t* stride) const {
+    *stride = columns;
+    return weights + row * columns;
+  }
+};
+
+// Tokens of one expert that are computed together: a strip, or with width 0 few.
+struct Unit {
+  int32_t expert, first, count, width;  // `first` counts choices, sorted by expert
+  int64_t activation;                   // floats before it
+};
+
+// The workspace, in order.
+struct Memory {
+  float *logits, *weights, *sorted_weights, *prepared, *activations, *scratch;
+  int32_t *experts, *tokens, *offsets;
+  Unit* units;
+  int64_t scratch_floats;
+  size_t bytes;
+};
+
+template <class Rows>
+Memory lay_out(const MixtureOfExpertsArguments& a, const Parallel& parallel) {
+  const int64_t choices = a.tokens * a.top_k;
+  const int64_t most_units = least(choices, a.num_experts + choices / (kStrip / 2));
+  // a strip has more than kFew tokens and is padded to whole vectors
+  const int64_t padding = least(most_units, choices / kFew) * (kLanes - 1);
+  const int64_t panel = std::is_same_v<Rows, WeightRows> ? 0 : kTileRows * most(a.hidden, a.intermediate);
+  Memory m{};
+  m.scratch_floats = round_up(most(a.hidden, kDownRows) * kStrip + panel, 16);
+  const auto start = reinterpret_cast<uintptr_t>(a.workspace);
+  uintptr_t at = start;
+  auto take = [&at](auto*& pointer, int64_t count) {
+    at = (at + 63) & ~uintptr_t{63};
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
+    at += static_cast<size_t>(count) * sizeof *pointer;
+  };
+  take(m.logits, a.tokens * a.num_experts);
+  take(m.experts, choices);
+  take(m.weights, choices);
+  take(m.tokens, choices);
+  take(m.sorted_weights, choices);
+  take(m.offsets, a.num_experts + 1);
+  take(m.units, most_units);
+  take(m.prepared, std::is_same_v<Rows, WeightRows> ? 0 : a.tokens * Rows::prepared(a.hidden));
+  take(m.activations, most(choices * Rows::prepared(a.intermediate), (choices + padding) * a.intermediate));
+  take(m.scratch, m.scratch_floats * parallel.threads);
+  m.bytes = at - start + 64;
+  return m;
+}
+
+// Runs task(index, worker) for every index below `tasks`, handed out one by one; `worker` is below `threads`.
+template <class Task>
+void share_out(const Parallel& parallel, int64_t tasks, const Task& task) {
+  std::atomic<int64_t> next{0};
+  parallel(static_cast<size_t>(least(parallel.threads, tasks)), [&](size_t worker) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i, static_cast<int64_t>(worker));
+  });
+}
+
+template <class Rows>
+class MixtureOfExperts {
+ public:
+  MixtureOfExperts(const MixtureOfExpertsArguments& a, const Parallel& parallel)
+      : a_(a), parallel_(parallel), m_(lay_out<Rows>(a, parallel)) {}
+
+  void run() {
+    if (a_.tokens == 0) return;
+    route();
+    sort();
+    gate_up();
+    down();
+  }
+
+ private:
+  void route() {
+    auto choose_for = [&](int64_t t) {
+      choose(a_, m_.logits + t * a_.num_experts, m_.experts + t * a_.top_k, m_.weights + t * a_.top_k);
+      if constexpr (!std::is_same_v<Rows, WeightRows>) {
+        Rows::prepare(a_.hidden_states + t * a_.hidden, 0, a_.hidden, a_.block_size,
+                      m_.prepared + t * Rows::prepared(a_.hidden));
+      }
+    };
+    const int64_t blocks = ceil_div(a_.tokens, kRouterTokens);
+    const int64_t bytes = a_.num_experts * a_.hidden * 4;
+    if (blocks < parallel_.threads && bytes >= kRouterBytes) {
+      const int64_t parts = least(a_.num_experts, parallel_.threads * 2), size = ceil_div(a_.num_experts, parts);
+      share_out(parallel_, parts, [&](int64_t i, int64_t) {
+        router_logits(a_, 0, a_.tokens, least(i * size, a_.num_experts), least((i + 1) * size, a_.num_experts),
+                      m_.logits);
+      });
+      for (int64_t t = 0; t < a_.tokens; ++t) choose_for(t);
+      return;
+    }
+    share_out(parallel_, blocks, [&](int64_t i, int64_t) {
+      const int64_t begin = i * kRouterTokens, end = least(begin + kRouterTokens, a_.tokens);
+      router_logits(a_, begin, end, 0, a_.num_experts, m_.logits);
+      for (int64_t t = begin; t < end; ++t) choose_for(t);
+    });
+  }
+
+  // Sorts the choices by expert, each expert's by token, and makes the units.
+  void sort() {
+    const int64_t choices = a_.tokens * a_.top_k;
+    int32_t* offsets = m_.offsets;
+    for (int64_t e = 0; e <= a_.num_experts; ++e) offsets[e] = 0;
+    for (int64_t i = 0; i < choices; ++i) ++offsets[m_.experts[i] + 1];
+    for (int64_t e = 0; e < a_.num_experts; ++e) offsets[e + 1] += offsets[e];
+    int64_t activation = 0;
+    for (int64_t e = 0; e < a_.num_experts; ++e) {
+      int32_t first = offsets[e], left = offsets[e + 1] - offsets[e];
+      if (left == 0) continue;
+      if (left <= kFew) {
+        m_.units[units_++] = {static_cast<int32_t>(e), first, left, 0, activation};
+        activation += left * Rows::prepared(a_.intermediate);
+        continue;
+      }
+      int64_t vecs = ceil_div(left, kLanes), strips = ceil_div(vecs, kTileVecs);
+      for (; strips > 0; --strips) {
+        const int64_t width = ceil_div(vecs, strips) * kLanes;
+        const int32_t count = static_cast<int32_t>(least(width, left));
+        m_.units[units_++] = {static_cast<int32_t>(e), first, count, static_cast<int32_t>(width), activation};
+        activation += width * a_.intermediate;
+        first += count;
+        left -= count;
+        vecs -= width / kLanes;
+      }
+    }
+    for (int64_t i = 0; i < choices; ++i) {
+      const int32_t place = offsets[m_.experts[i]]++;
+      m_.tokens[place] = static_cast<int32_t>(i / a_.top_k);
+      m_.sorted_weights[place] = m_.weights[i];
+    }
+  }
+
+  void gate_up() {
+    const int64_t granules = ceil_div(a_.intermediate, Rows::granule(a_.block_size));
+    const int64_t wanted = ceil_div(kTasksPerThread * parallel_.threads, units_);
+    const int64_t size = ceil_div(granules, least(granules, wanted)) * Rows::granule(a_.block_size);
+    const int64_t parts = ceil_div(a_.intermediate, size);
+    share_out(parallel_, units_ * parts, [&](int64_t i, int64_t worker) {
+      const Unit& unit = m_.units[i / parts];
+      const int64_t begin = i % parts * size, end = least(begin + size, a_.intermediate);
+      const Rows rows(a_.gate_up, unit.expert, 2 * a_.intermediate, a_.hidden, a_.block_size);
+      if (unit.width) strip_gate_up(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
+      else few_gate_up(rows, unit, begin, end);
+    });
+  }
+
+  // Activations [begin, end) of a unit of few tokens, prepared for `down`.
+  void few_gate_up(const Rows& rows, const Unit& unit, int64_t begin, int64_t end) {
+    const int64_t granule = Rows::granule(a_.block_size);
+    for (int64_t j = begin; j < end; j += granule) {
+      const int64_t stop = least(j + granule, end);
+      // room for the largest granule, and the rounding reads whole blocks before its own columns
+      float activations[kFew][kMaxGranule];
+      for (int64_t batch = j; batch < stop; batch += kBatch / 2) {
+        const int64_t last = least(batch + kBatch / 2, stop);
+        for (int64_t m = 0; m < unit.count; m += kFewAtOnce) {
+          const int64_t count = least(unit.count - m, kFewAtOnce);
+          const float* x[kFewAtOnce];
+          for (int64_t i = 0; i < count; ++i) x[i] = input(m_.tokens[unit.first + m + i]);
+          float gate[kFewAtOnce][kBatch / 2], up[kFewAtOnce][kBatch / 2];
+          few_products(rows, 2 * batch, 2 * last, x, count, [&](int64_t row, int64_t i, float sum) {
+            (row % 2 ? up : gate)[i][row / 2 - batch] = sum;
+          });
+          for (int64_t i = 0; i < count; ++i) swiglu(gate[i], up[i], last - batch, activations[m + i] + (batch - j));
+        }
+      }
+      for (int64_t m = 0; m < unit.count; ++m) {
+        // `prepare` counts columns from the row's start
+        float* to = m_.activations + unit.activation + m * Rows::prepared(a_.intermediate);
+        Rows::prepare(activations[m] - j, j, stop, a_.block_size, to);
+      }
+    }
+  }
+
+  void strip_gate_up(const Rows& rows, const Unit& unit, int64_t begin, int64_t end, float* scratch) {
+    const float* x[kStrip];
+    for (int64_t i = 0; i < unit.count; ++i) x[i] = a_.hidden_states + m_.tokens[unit.first + i] * a_.hidden;
+    pack_strip(x, unit.count, unit.width, a_.hidden, scratch);
+    if constexpr (Rows::kRounds) round_strip(scratch, a_.hidden, unit.width, a_.block_size);
+    float* activations = m_.activations + unit.activation;
+    const int64_t width = unit.width;
+    for (int64_t r = 2 * begin; r < 2 * end; r += kTileRows) {
+      const int64_t count = least(kTileRows, 2 * end - r);
+      float y[kTileRows * kStrip];
+      int64_t stride;
+      const float* weights = rows.panel(r, count, scratch + a_.hidden * kStrip, &stride);
+      tile_rows(count, width / kLanes, weights, stride, scratch, a_.hidden, y);
+      for (int64_t i = 0; i < count; i += 2) {
+        swiglu(y + i * width, y + (i + 1) * width, width, activations + (r + i) / 2 * width);
+      }
+    }
+    if constexpr (Rows::kRounds) round_strip(activations + begin * width, end - begin, width, a_.block_size);
+  }
+
+  void down() {
+    const int64_t wanted = ceil_div(a_.hidden, kTasksPerThread * parallel_.threads);
+    const int64_t size = least(round_up(wanted, kLanes), kDownRows);
+    share_out(parallel_, ceil_div(a_.hidden, size), [&](int64_t i, int64_t worker) {
+      const int64_t begin = i * size, end = least(begin + size, a_.hidden);
+      for (int64_t t = 0; t < a_.tokens; ++t) fill_zero(a_.output + t * a_.hidden + begin, end - begin);
+      for (int64_t u = 0; u < units_; ++u) {
+        const Unit& unit = m_.units[u];
+        const Rows rows(a_.down, unit.expert, a_.hidden, a_.intermediate, a_.block_size);
+        if (unit.width) strip_down(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
+        else few_down(rows, unit, begin, end);
+      }
+    });
+  }
+
+  void few_down(const Rows& rows, const Unit& unit, int64_t begin, int64_t end) {
+    const int64_t length = Rows::prepared(a_.intermediate);
+    for (int64_t m = 0; m < unit.count; m += kFewAtOnce) {
+      const int64_t count = least(unit.count - m, kFewAtOnce);
+      const float* x[kFewAtOnce];
+      for (int64_t i = 0; i < count; ++i) x[i] = m_.activations + unit.activation + (m + i) * length;
+      few_products(rows, begin, end, x, count, [&](int64_t row, int64_t i, float sum) {
+        const int64_t choice = unit.first + m + i;
+        a_.output[m_.tokens[choice] * a_.hidden + row] += m_.sorted_weights[choice] * sum;
+      });
+    }
+  }
+
+  void strip_down(const Rows& rows, const Unit& unit, int64_t begin, int64_t end, float* scratch) {
+    const float* activations = m_.activations + unit.activation;
+    for (int64_t r = begin; r < end; r += kTileRows) {
+      const int64_t count = least(kTileRows, end - r);
+      int64_t stride;
+      const float* weights = rows.panel(r, count, scratch + most(a_.hidden, kDownRows) * kStrip, &stride);
+      tile_rows(count, unit.width / kLanes, weights, stride, activations, a_.intermediate,
+                scratch + (r - begin) * unit.width);
+    }
+    float* output[kStrip];
+    for (int64_t i = 0; i < unit.count; ++i) output[i] = a_.output + m_.tokens[unit.first + i] * a_.hidden + begin;
+    add_transposed(scratch, unit.width, end - begin, unit.count, m_.sorted_weights + unit.first, output);
+  }
+
+  // What a row of few tokens is multiplied with.
+  const float* input(int64_t token) const {
+    if constexpr (std::is_same_v<Rows, WeightRows>) return a_.hidden_states + token * a_.hidden;
+    else return m_.prepared + token * Rows::prepared(a_.hidden);
+  }
+
+  static void swiglu(const float* gate, const float* up, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = gate[i] / (1.0f + exp_of(-gate[i])) * up[i];
+  }
+
+  static constexpr int64_t kMaxGranule = 128;
+  const MixtureOfExpertsArguments& a_;
+  const Parallel& parallel_;
+  const Memory m_;
+  int64_t units_ = 0;
+};
+
+// Calls what(Rows) for the weights' format.
+template <class What>
+auto with_rows(const MixtureOfExpertsArguments& a, const What& what) {
+  if (a.bits == 32) return what(static_cast<WeightRows*>(nullptr));
+  if (a.bits == 8) {
+    if (a.int8_activations) return what(static_cast<LevelRows<8, true>*>(nullptr));
+    return what(static_cast<LevelRows<8, false>*>(nullptr));
+  }
+  if (a.int8_activations) return what(static_cast<LevelRows<4, true>*>(nullptr));
+  return what(static_cast<LevelRows<4, false>*>(nullptr));
+}
+
+}  // namespace
+
+namespace KIMI_CPU_LEVEL {
+
+size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {
+  return with_rows(arguments, [&](auto* rows) {
+    return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes;
+  });
+}
+
+Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {
+  with_rows(arguments, [&](auto* rows) {
+    MixtureOfExperts<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).run();
+    return 0;
+  });
+  return {};
+}
+
+}  // namespace KIMI_CPU_LEVEL
+}  // namespace kimi::cpu

@@ -1,0 +1,279 @@
+// Weights in 4 or 8 bits: rows of levels with a scale and a zero point for each block of columns, read where they lie.
+//
+// A chunk is a vector of 32-bit words of levels. A lane holds kLaneLevels consecutive columns, which share a scale as
+// blocks are larger; inputs are put into that order once per token. Levels are never stored unpacked, but for tiles.
+#pragma once
+
+#include "moe_dot4.h"
+#include "moe_rows.h"
+
+namespace kimi::cpu {
+namespace {
+
+inline Vec magnitude(Vec x) {
+  const Words bits = reinterpret_cast<Words>(x) & 0x7fffffffu;
+  return reinterpret_cast<Vec>(bits);
+}
+
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+#ifdef __AVX512F__
+// table[index & 15] in every lane; the masked form, because the plain one reads an uninitialised value by design.
+inline Vec permuted(__m512 table, Words index) {
+  return _mm512_maskz_permutexvar_ps(0xffff, reinterpret_cast<__m512i>(index), table);
+}
+#endif
+
+// Rounds every `block` rows of a strip [columns, width] to 127 steps of their largest magnitude in that lane. A block
+// that holds a NaN or an infinity becomes NaN, as in the reference.
+inline void round_strip(float* strip, int64_t columns, int64_t width, int64_t block) {
+  for (int64_t k0 = 0; k0 < columns; k0 += block) {
+    for (int64_t t = 0; t < width; t += kLanes) {
+      float* from = strip + k0 * width + t;
+      Vec largest{}, poison{};
+      for (int64_t k = 0; k < block; ++k) {
+        const Vec x = load(from + k * width);
+        largest = larger(magnitude(x), largest);
+        poison += x * 0.0f;
+      }
+      const Vec scale = largest / 127.0f;
+      const Vec inverse = scale > 0.0f ? 1.0f / scale : Vec{};
+      for (int64_t k = 0; k < block; ++k) {
+        float* at = from + k * width;
+        for (int64_t i = 0; i < kLanes; ++i) at[i] = __builtin_rintf(at[i] * inverse[i]);
+        store(at, load(at) * scale + poison);
+      }
+    }
+  }
+}
+
+template <int Bits, bool Steps>
+class LevelRows {
+ public:
+  static constexpr bool kRounds = Steps;
+  static constexpr int64_t kLaneLevels = 32 / Bits;
+  static constexpr int64_t kChunk = kLaneLevels * kLanes;  // columns
+
+  LevelRows(const ExpertWeights& w, int64_t expert, int64_t rows, int64_t columns, int64_t block)
+      : columns_(columns), block_(block), blocks_(columns / block), zero_bytes_((blocks_ * Bits + 7) / 8) {
+    levels_ = static_cast<const uint8_t*>(w.values) + expert * rows * (columns * Bits / 8);
+    scales_ = w.scales + expert * rows * blocks_;
+    zeros_ = w.zero_points ? w.zero_points + expert * rows * zero_bytes_ : nullptr;
+    for (int i = 0; i < KIMI_LANES; ++i) {
+      lane_block_[i] = static_cast<uint32_t>(i * kLaneLevels / block);
+      zero_shift_[i] = lane_block_[i] * Bits;
+    }
+    chunk_blocks_ = kChunk > block ? kChunk / block : 1;
+  }
+
+  // Ranges of columns that can be prepared by themselves.
+  static int64_t granule(int64_t block) { return block > kChunk ? block : kChunk; }
+  // Floats of a prepared input of so many columns.
+  static int64_t prepared(int64_t columns) { return (columns + kChunk - 1) / kChunk * kChunkFloats; }
+
+  // Puts the columns [begin, end) of x, whole granules but for the row's end, into their places in `to`. Chunk by chunk,
+  // the inputs in the lanes of their levels, then their sum in each lane, then with steps the lane's scale.
+  static void prepare(const float* x, int64_t begin, int64_t end, int64_t block, float* to) {
+    float scales[kMaxBlocks] = {};
+    for (int64_t k0 = begin; k0 < end; k0 += kChunk) {
+      const int64_t count = end - k0 < kChunk ? end - k0 : kChunk;
+      float values[kChunk] = {};
+      copy_floats(values, x + k0, count);
+      if constexpr (Steps) {
+        for (int64_t k = 0; k < count; k += block) {
+          // a block larger than a chunk is measured again for each: it is in the nearest cache
+          const int64_t start = (k0 + k) / block * block, length = block < count ? block : count;
+          scales[k / block] = to_steps(x + start, block, values + k, length);
+        }
+      }
+      float* out = to + k0 / kChunk * kChunkFloats;
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float* lane = values + i * kLaneLevels;
+        float total = 0.0f;
+        for (int64_t s = 0; s < kLaneLevels; ++s) total += lane[s];
+        out[kInputs + i] = total;
+        if constexpr (Steps) {
+          out[kInputs + kLanes + i] = scales[i * kLaneLevels / block];
+          int8_t* bytes = reinterpret_cast<int8_t*>(out);
+          // with 4 bits, words of the even levels, then of the odd
+          constexpr int64_t words = kLaneLevels / 4;
+          for (int64_t s = 0; s < kLaneLevels; ++s) {
+            bytes[(s % words * kLanes + i) * 4 + s / words] = static_cast<int8_t>(lane[s]);
+          }
+        } else {
+          for (int64_t s = 0; s < kLaneLevels; ++s) out[s * kLanes + i] = lane[s];
+        }
+      }
+    }
+  }
+
+  template <int R, int M>
+  void dot(int64_t row, const float* const* x, float* sums) const {
+    Vec total[R][M] = {};
+    const int64_t whole = columns_ / kChunk;
+    for (int64_t c = 0; c < whole; ++c) {
+      const int64_t first = c * kChunk / block_;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const uint8_t* levels = levels_ + ((row + r) * columns_ + c * kChunk) * Bits / 8;
+        __builtin_prefetch(levels + 2048);
+        const float* scales = scales_ + (row + r) * blocks_ + first;
+        const uint8_t* zeros = zeros_ ? zeros_ + (row + r) * zero_bytes_ + first * Bits / 8 : nullptr;
+        add_chunk<M>(levels, scales, zeros, first, x, c, total[r]);
+      }
+    }
+    if (const int64_t left = columns_ - whole * kChunk; left > 0) {
+      const int64_t first = whole * kChunk / block_, blocks = (left + block_ - 1) / block_;
+      for (int r = 0; r < R; ++r) {
+        uint8_t levels[4 * KIMI_LANES] = {}, zeros[2] = {};
+        float scales[kMaxBlocks] = {};
+        __builtin_memcpy(levels, levels_ + ((row + r) * columns_ + whole * kChunk) * Bits / 8,
+                         static_cast<size_t>(left * Bits / 8));
+        copy_floats(scales, scales_ + (row + r) * blocks_ + first, blocks);
+        const int64_t zero = first * Bits / 8;
+        if (zeros_) {
+          __builtin_memcpy(zeros, zeros_ + (row + r) * zero_bytes_ + zero, static_cast<size_t>(zero_bytes_ - zero));
+        }
+        add_chunk<M>(levels, scales, zeros_ ? zeros : nullptr, first, x, whole, total[r]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int m = 0; m < M; ++m) sums[r * M + m] = sum(total[r][m]);
+    }
+  }
+
+  // Rows [row, row + count) as floats, in `scratch`, and their distance.
+  const float* panel(int64_t row, int64_t count, float* scratch, int64_t* stride) const {
+    *stride = columns_;
+    for (int64_t r = 0; r < count; ++r) {
+      const uint8_t* levels = levels_ + (row + r) * (columns_ * Bits / 8);
+      float* to = scratch + r * columns_;
+      for (int64_t b = 0; b < blocks_; ++b) {
+        const float scale = scales_[(row + r) * blocks_ + b];
+        const int32_t zero = zeros_ ? zero_of(row + r, b) : 1 << (Bits - 1);
+        const uint8_t* from = levels + b * block_ * Bits / 8;
+        for (int64_t k = 0; k < block_ * Bits / 8; ++k) {
+          if constexpr (Bits == 8) {
+            to[b * block_ + k] = static_cast<float>(from[k] - zero) * scale;
+          } else {
+            to[b * block_ + 2 * k] = static_cast<float>((from[k] & 15) - zero) * scale;
+            to[b * block_ + 2 * k + 1] = static_cast<float>((from[k] >> 4) - zero) * scale;
+          }
+        }
+      }
+    }
+    return scratch;
+  }
+
+ private:
+  static constexpr int64_t kMaxBlocks = kChunk / 32 > 0 ? kChunk / 32 : 1;
+  static constexpr int64_t kInputs = Steps ? kLaneLevels / 4 * kLanes : kChunk;  // floats
+  static constexpr int64_t kChunkFloats = kInputs + (Steps ? 2 : 1) * kLanes;
+
+  // Steps of `length` values of `from`'s block, already in `values`, and the block's scale; NaN if that is not finite.
+  static float to_steps(const float* from, int64_t block, float* values, int64_t length) {
+    float largest = 0.0f, poison = 0.0f;
+    for (int64_t k = 0; k < block; ++k) {
+      const float size = __builtin_fabsf(from[k]);
+      largest = size > largest ? size : largest;
+      poison += from[k] * 0.0f;
+    }
+    const float scale = largest / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    if (poison != poison) {
+      fill_zero(values, length);
+      return poison;
+    }
+    for (int64_t k = 0; k < length; ++k) values[k] = __builtin_rintf(values[k] * inverse);
+    return scale;
+  }
+
+  int32_t zero_of(int64_t row, int64_t block) const {
+    const uint8_t* zeros = zeros_ + row * zero_bytes_;
+    return Bits == 8 ? zeros[block] : zeros[block / 2] >> (block % 2 * 4) & 15;
+  }
+
+  // A block's value in each of its lanes.
+  Vec scale_lanes(const float* scales) const {
+    if (chunk_blocks_ == 1) return broadcast(scales[0]);
+#ifdef __AVX512F__
+    const auto some = static_cast<__mmask16>((1u << chunk_blocks_) - 1);
+    return permuted(_mm512_maskz_loadu_ps(some, scales), lane_block_);
+#else
+    // two blocks at most, in words of 8 lanes or fewer
+    return lane_block_ != 0u ? broadcast(scales[kMaxBlocks - 1]) : broadcast(scales[0]);
+#endif
+  }
+
+  // The zero points of a chunk whose first block is `first`, less the middle level.
+  Vec zero_lanes(const uint8_t* zeros, int64_t first) const {
+    uint32_t bits = zeros[0];
+    if (chunk_blocks_ * Bits > 8) bits |= static_cast<uint32_t>(zeros[1]) << 8;
+    bits >>= first * Bits % 8;
+    const Words lanes = ((bits - Words{}) >> zero_shift_) & ((1u << Bits) - 1);
+    return __builtin_convertvector(reinterpret_cast<Integers>(lanes), Floats);
+  }
+
+  template <int M>
+  inline __attribute__((always_inline)) void add_chunk(const uint8_t* levels, const float* scales, const uint8_t* zeros,
+                                                       int64_t first, const float* const* x, int64_t chunk,
+                                                       Vec* total) const {
+    constexpr float kMiddle = 1 << (Bits - 1);
+    const Words words = load_words(levels);
+    const Vec scale = scale_lanes(scales);
+    const float* at[M];
+    for (int m = 0; m < M; ++m) at[m] = x[m] + chunk * kChunkFloats;
+    Vec sums[M];
+    if constexpr (Steps) {
+      Integers products[M] = {};
+      if constexpr (Bits == 4) {
+        const Words low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
+        for (int m = 0; m < M; ++m) {
+          products[m] = dot4_nibbles(dot4_nibbles(products[m], low, load_words(at[m])), high,
+                                     load_words(at[m] + kLanes));
+        }
+      } else {
+        for (int m = 0; m < M; ++m) products[m] = dot4(products[m], words, load_words(at[m]));
+      }
+      const Vec zero = zeros ? zero_lanes(zeros, first) : broadcast(kMiddle);
+      for (int m = 0; m < M; ++m) {
+        sums[m] = __builtin_convertvector(products[m], Floats) - zero * load(at[m] + kInputs);
+        total[m] += sums[m] * (scale * load(at[m] + kInputs + kLanes));
+      }
+    } else {
+      for (int m = 0; m < M; ++m) sums[m] = Vec{};
+      if (zeros) {
+        const Vec shift = kMiddle - zero_lanes(zeros, first);
+        for (int m = 0; m < M; ++m) sums[m] = shift * load(at[m] + kInputs);
+      }
+#pragma GCC unroll 8
+      for (int s = 0; s < kLaneLevels; ++s) {
+        const Vec values = centred(words, s);
+        for (int m = 0; m < M; ++m) sums[m] += values * load(at[m] + s * kLanes);
+      }
+      for (int m = 0; m < M; ++m) total[m] += sums[m] * scale;
+    }
+  }
+
+  // The levels number s of every lane, less the middle one.
+  static Vec centred(Words words, int s) {
+#ifdef __AVX512F__
+    if constexpr (Bits == 4) {
+      // reads the low four bits of each index
+      const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+      return permuted(table, words >> (4 * s));
+    }
+#endif
+    const Words flipped = words ^ (Bits == 4 ? 0x88888888u : 0x80808080u);
+    const Words top = flipped << (32 - Bits * (s + 1));
+    return __builtin_convertvector(reinterpret_cast<Integers>(top) >> (32 - Bits), Floats);
+  }
+
+  const uint8_t* levels_;
+  const float* scales_;
+  const uint8_t* zeros_;
+  int64_t columns_, block_, blocks_, zero_bytes_, chunk_blocks_;
+  Words lane_block_, zero_shift_;
+};
+
+}  // namespace
+}  // namespace kimi::cpu
