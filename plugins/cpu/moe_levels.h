@@ -64,6 +64,7 @@ class LevelRows {
       zero_shift_[i] = lane_block_[i] * Bits;
     }
     chunk_blocks_ = kChunk > block ? kChunk / block : 1;
+    block_shift_ = __builtin_ctzll(static_cast<uint64_t>(block));
   }
 
   // Ranges of columns that can be prepared by themselves.
@@ -107,39 +108,29 @@ class LevelRows {
     }
   }
 
-  template <int R, int M>
-  void dot(int64_t row, const float* const* x, float* sums) const {
-    Vec total[R][M] = {};
+  // totals[m] = row `row` * x[m], prepared, added up to a vector.
+  template <int M>
+  void dot(int64_t row, const float* const* x, Vec* totals) const {
     const int64_t whole = columns_ / kChunk;
+    const uint8_t* levels = levels_ + row * (columns_ * Bits / 8);
+    const float* scales = scales_ + row * blocks_;
+    const uint8_t* zeros = zeros_ ? zeros_ + row * zero_bytes_ : nullptr;
+    Vec total[M] = {};
     for (int64_t c = 0; c < whole; ++c) {
-      const int64_t first = c * kChunk / block_;
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const uint8_t* levels = levels_ + ((row + r) * columns_ + c * kChunk) * Bits / 8;
-        __builtin_prefetch(levels + 2048);
-        const float* scales = scales_ + (row + r) * blocks_ + first;
-        const uint8_t* zeros = zeros_ ? zeros_ + (row + r) * zero_bytes_ + first * Bits / 8 : nullptr;
-        add_chunk<M>(levels, scales, zeros, first, x, c, total[r]);
-      }
+      const int64_t first = c * kChunk >> block_shift_;
+      add_chunk<M>(levels + c * kChunk * Bits / 8, scales + first, zeros ? zeros + first * Bits / 8 : nullptr, first, x,
+                   c, total);
     }
     if (const int64_t left = columns_ - whole * kChunk; left > 0) {
-      const int64_t first = whole * kChunk / block_, blocks = (left + block_ - 1) / block_;
-      for (int r = 0; r < R; ++r) {
-        uint8_t levels[4 * KIMI_LANES] = {}, zeros[2] = {};
-        float scales[kMaxBlocks] = {};
-        __builtin_memcpy(levels, levels_ + ((row + r) * columns_ + whole * kChunk) * Bits / 8,
-                         static_cast<size_t>(left * Bits / 8));
-        copy_floats(scales, scales_ + (row + r) * blocks_ + first, blocks);
-        const int64_t zero = first * Bits / 8;
-        if (zeros_) {
-          __builtin_memcpy(zeros, zeros_ + (row + r) * zero_bytes_ + zero, static_cast<size_t>(zero_bytes_ - zero));
-        }
-        add_chunk<M>(levels, scales, zeros_ ? zeros : nullptr, first, x, whole, total[r]);
-      }
+      const int64_t first = whole * kChunk >> block_shift_, zero = first * Bits / 8;
+      uint8_t last_levels[4 * KIMI_LANES] = {}, last_zeros[2] = {};
+      float last_scales[kMaxBlocks] = {};
+      __builtin_memcpy(last_levels, levels + whole * kChunk * Bits / 8, static_cast<size_t>(left * Bits / 8));
+      copy_floats(last_scales, scales + first, (left + block_ - 1) / block_);
+      if (zeros) __builtin_memcpy(last_zeros, zeros + zero, static_cast<size_t>(zero_bytes_ - zero));
+      add_chunk<M>(last_levels, last_scales, zeros ? last_zeros : nullptr, first, x, whole, total);
     }
-    for (int r = 0; r < R; ++r) {
-      for (int m = 0; m < M; ++m) sums[r * M + m] = sum(total[r][m]);
-    }
+    for (int m = 0; m < M; ++m) totals[m] = total[m];
   }
 
   // Rows [row, row + count) as floats, in `scratch`, and their distance.
@@ -271,7 +262,7 @@ class LevelRows {
   const uint8_t* levels_;
   const float* scales_;
   const uint8_t* zeros_;
-  int64_t columns_, block_, blocks_, zero_bytes_, chunk_blocks_;
+  int64_t columns_, block_, blocks_, zero_bytes_, chunk_blocks_, block_shift_;
   Words lane_block_, zero_shift_;
 };
 

@@ -30,7 +30,8 @@ inline void keep_groups(const MixtureOfExpertsArguments& a, float* biased) {
   bool kept[kMaxExperts] = {};
   for (int64_t g = 0; g < a.n_group; ++g) {
     const float* group = biased + g * size;
-    bool taken[kMaxExperts] = {};
+    bool taken[kMaxExperts];
+    for (int64_t i = 0; i < size; ++i) taken[i] = false;
     const int64_t first = best_of(group, taken, size);
     taken[first] = true;
     const int64_t second = best_of(group, taken, size);
@@ -45,7 +46,8 @@ inline void keep_groups(const MixtureOfExpertsArguments& a, float* biased) {
 // Experts [top_k] of one token and their weights, of its router logits [num_experts], which become scores.
 inline void choose(const MixtureOfExpertsArguments& a, float* logits, int32_t* experts, float* weights) {
   float biased[kMaxExperts];
-  bool taken[kMaxExperts] = {};
+  bool taken[kMaxExperts];
+  for (int64_t e = 0; e < a.num_experts; ++e) taken[e] = false;
   for (int64_t e = 0; e < a.num_experts; ++e) logits[e] = sigmoid_of(logits[e]);
   for (int64_t e = 0; e < a.num_experts; ++e) biased[e] = logits[e] + a.router_bias[e];
   if (a.topk_group < a.n_group) keep_groups(a, biased);

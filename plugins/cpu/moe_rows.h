@@ -1,6 +1,8 @@
 // Products of a few tokens: rows of weights are read once, where they lie, and summed along the row.
 #pragma once
 
+#include <utility>
+
 #include "level.h"
 
 namespace kimi::cpu {
@@ -25,14 +27,32 @@ inline Vec load_some(const float* from, int64_t count) {
   return value;
 }
 
-// The lanes added in halves: always the same order.
-inline float sum(Vec value) {
-  float lanes[KIMI_LANES];
-  store(lanes, value);
-  for (int half = KIMI_LANES / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
+typedef float Quad __attribute__((vector_size(16)));
+
+template <class V, int... Lane>
+inline auto add_halves(V value, std::integer_sequence<int, Lane...>) {
+  constexpr int half = sizeof...(Lane);
+  return __builtin_shufflevector(value, value, Lane...) + __builtin_shufflevector(value, value, (Lane + half)...);
+}
+
+inline Quad quarter(Vec value) {
+#if KIMI_LANES == 16
+  return add_halves(add_halves(value, std::make_integer_sequence<int, 8>{}), std::make_integer_sequence<int, 4>{});
+#elif KIMI_LANES == 8
+  return add_halves(value, std::make_integer_sequence<int, 4>{});
+#else
+  return value;
+#endif
+}
+
+constexpr int64_t kSumRows = 4;
+
+// The sum of each vector's lanes, in an order that does not depend on the others.
+inline Quad sum_four(Vec a, Vec b, Vec c, Vec d) {
+  const Quad p = quarter(a), q = quarter(b), r = quarter(c), s = quarter(d);
+  const Quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  const Quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
 // float32 weights [rows, columns]; a token's input is its row as it is.
@@ -40,62 +60,45 @@ struct FloatRows {
   const float* weights;
   int64_t columns;
 
-  // sums[r * M + m] = weights[row + r] . x[m]
-  template <int R, int M>
-  void dot(int64_t row, const float* const* x, float* sums) const {
+  // totals[m] = weights[row] * x[m], added up to a vector. One row at a time: memory is read twice as fast in one
+  // stream as in two.
+  template <int M>
+  void dot(int64_t row, const float* const* x, Vec* totals) const {
     // independent sums enough to hide an addition's latency
-    constexpr int U = R * M >= 8 ? 1 : R * M >= 4 ? 2 : 4;
-    Vec total[U][R][M] = {};
+    constexpr int U = M >= 4 ? 1 : M >= 2 ? 2 : 4;
+    Vec total[U][M] = {};
     const float* w = weights + row * columns;
     int64_t k = 0;
     for (; k + U * kLanes <= columns; k += U * kLanes) {
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
+        const Vec value = load(w + k + u * kLanes);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const float* from = w + r * columns + k + u * kLanes;
-          __builtin_prefetch(from + R * columns);
-          const Vec value = load(from);
-#pragma GCC unroll 4
-          for (int m = 0; m < M; ++m) total[u][r][m] += value * load(x[m] + k + u * kLanes);
-        }
+        for (int m = 0; m < M; ++m) total[u][m] += value * load(x[m] + k + u * kLanes);
       }
     }
     for (; k < columns; k += kLanes) {
       const int64_t left = columns - k;
-      for (int r = 0; r < R; ++r) {
-        const float* from = w + r * columns + k;
-        const Vec value = left < kLanes ? load_some(from, left) : load(from);
-        for (int m = 0; m < M; ++m) {
-          total[0][r][m] += value * (left < kLanes ? load_some(x[m] + k, left) : load(x[m] + k));
-        }
-      }
+      const Vec value = left < kLanes ? load_some(w + k, left) : load(w + k);
+      for (int m = 0; m < M; ++m) total[0][m] += value * (left < kLanes ? load_some(x[m] + k, left) : load(x[m] + k));
     }
-    for (int r = 0; r < R; ++r) {
-      for (int m = 0; m < M; ++m) {
-        Vec all = total[0][r][m];
-        for (int u = 1; u < U; ++u) all += total[u][r][m];
-        sums[r * M + m] = sum(all);
-      }
+    for (int m = 0; m < M; ++m) {
+      totals[m] = total[0][m];
+      for (int u = 1; u < U; ++u) totals[m] += total[u][m];
     }
   }
 };
 
 template <int M, class Rows, class Take>
-inline void few_products_of(const Rows& rows, int64_t first, int64_t last, const float* const* x, int64_t m0,
-                            const Take& take) {
-  constexpr int R = M == 1 && KIMI_LANES < 16 ? 2 : M <= 2 ? 2 : KIMI_LANES == 16 ? 4 : 2;
-  float sums[R * M];
-  int64_t row = first;
-  for (; row + R <= last; row += R) {
-    rows.template dot<R, M>(row, x + m0, sums);
-    for (int r = 0; r < R; ++r) {
-      for (int m = 0; m < M; ++m) take(row + r, m0 + m, sums[r * M + m]);
+inline void few_products_of(const Rows& rows, int64_t first, int64_t last, const float* const* x, const Take& take) {
+  for (int64_t row = first; row < last; row += kSumRows) {
+    const int64_t count = last - row < kSumRows ? last - row : kSumRows;
+    Vec totals[kSumRows][M] = {};
+    for (int64_t r = 0; r < count; ++r) rows.template dot<M>(row + r, x, totals[r]);
+    for (int m = 0; m < M; ++m) {
+      const Quad sums = sum_four(totals[0][m], totals[1][m], totals[2][m], totals[3][m]);
+      for (int64_t r = 0; r < count; ++r) take(row + r, m, sums[r]);
     }
-  }
-  for (; row < last; ++row) {
-    rows.template dot<1, M>(row, x + m0, sums);
-    for (int m = 0; m < M; ++m) take(row, m0 + m, sums[m]);
   }
 }
 
@@ -105,13 +108,13 @@ inline void few_products(const Rows& rows, int64_t first, int64_t last, const fl
                          const Take& take) {
   switch (count) {
     case 1:
-      return few_products_of<1>(rows, first, last, x, 0, take);
+      return few_products_of<1>(rows, first, last, x, take);
     case 2:
-      return few_products_of<2>(rows, first, last, x, 0, take);
+      return few_products_of<2>(rows, first, last, x, take);
     case 3:
-      return few_products_of<3>(rows, first, last, x, 0, take);
+      return few_products_of<3>(rows, first, last, x, take);
     default:
-      return few_products_of<4>(rows, first, last, x, 0, take);
+      return few_products_of<4>(rows, first, last, x, take);
   }
 }
 
