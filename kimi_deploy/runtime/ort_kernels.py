@@ -29,14 +29,14 @@ def default_path() -> Path:
 
 
 class OrtKernels:
-    """A loaded library. `abis` is the ABI hash by op, `instruction_set` what its kernels use on this machine."""
+    """A loaded library. `abis` is the ABI hash by op."""
 
     def __init__(self, path: Path, library: ctypes.CDLL) -> None:
         self.path = path
         self.abis = {
             library.kimi_ort_name(i).decode(): library.kimi_ort_abi(i).decode() for i in range(library.kimi_ort_count())
         }
-        self.instruction_set: str = library.kimi_ort_instruction_set().decode()
+        self._library = library
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> OrtKernels:
@@ -56,6 +56,15 @@ class OrtKernels:
         if wanted == "none" or (wanted == "auto" and not default_path().is_file()):
             return None
         return cls.open(None if wanted == "auto" else wanted)
+
+    @property
+    def instruction_set(self) -> str:
+        """What its kernels use: the best of this machine, or what was chosen."""
+        return str(self._library.kimi_ort_instruction_set().decode())
+
+    def choose(self, instruction_set: str) -> bool:
+        """Use a lesser instruction set in this process from now on; False if this machine does not have that one."""
+        return bool(self._library.kimi_ort_choose_instruction_set(instruction_set.encode()))
 
     def covers(self, graph: bytes) -> tuple[str, ...]:
         """The ops of a serialised model that its kernels run: those of the library, in a float32 graph."""

@@ -45,7 +45,7 @@ struct Parallel {
 };
 
 // What a kernel found wrong with the values of its inputs; shapes are the caller's to check.
-enum class Fault : int32_t { kNone, kSequenceLength, kPastLength, kCapacity };
+enum class Fault : int32_t { kNone, kSequenceLength, kPastLength, kCapacity, kRouting, kBlocks, kZeroPoints };
 
 // `index` is the row of the batch, `seen` the value, `expected` its bound.
 struct Status {
@@ -55,8 +55,9 @@ struct Status {
   int64_t expected = 0;
 };
 
-// Name of the instruction set whose kernels run on this machine.
+// Name of the instruction set whose kernels run: the best of this machine, or the one that was chosen.
 const char* instruction_set();
+bool choose_instruction_set(const char* name);
 
 struct KdaArguments {
   int64_t batch, sequence, num_heads, head_dim, conv_width;
@@ -85,6 +86,8 @@ struct LatentAttentionArguments {
 
 size_t latent_attention_workspace(const LatentAttentionArguments& arguments, const Parallel& parallel);
 Status latent_attention(const LatentAttentionArguments& arguments, const Parallel& parallel);
+
+inline constexpr int64_t kMaxExperts = 1024;
 
 // One product of every expert, [num_experts, rows, columns]: float32 with 32 bits, else packed levels.
 struct ExpertWeights {

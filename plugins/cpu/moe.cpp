@@ -4,7 +4,7 @@
 // moe_levels.h). The others are a matter of arithmetic: strips of tokens, one to a lane (moe_tiles.h). Both run in two
 // parts on all threads. First units of (expert, tokens, range of rows) of gate and up. Then ranges of output columns,
 // each of which goes through all experts in their order, so that no two threads add to one sum.
-#include <atomic>
+#include <type_traits>
 
 #include "moe_levels.h"
 #include "moe_router.h"
@@ -87,15 +87,6 @@ Memory lay_out(const MixtureOfExpertsArguments& a, const Parallel& parallel) {
   return m;
 }
 
-// Runs task(index, worker) for every index below `tasks`, handed out one by one; `worker` is below `threads`.
-template <class Task>
-void share_out(const Parallel& parallel, int64_t tasks, const Task& task) {
-  std::atomic<int64_t> next{0};
-  parallel(static_cast<size_t>(least(parallel.threads, tasks)), [&](size_t worker) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i, static_cast<int64_t>(worker));
-  });
-}
-
 template <class Rows>
 class MixtureOfExperts {
  public:
@@ -123,14 +114,14 @@ class MixtureOfExperts {
     const int64_t bytes = a_.num_experts * a_.hidden * 4;
     if (blocks < parallel_.threads && bytes >= kRouterBytes) {
       const int64_t parts = least(a_.num_experts, parallel_.threads * 2), size = ceil_div(a_.num_experts, parts);
-      share_out(parallel_, parts, [&](int64_t i, int64_t) {
+      parallel_.each(parts, [&](int64_t i, int64_t) {
         router_logits(a_, 0, a_.tokens, least(i * size, a_.num_experts), least((i + 1) * size, a_.num_experts),
                       m_.logits);
       });
       for (int64_t t = 0; t < a_.tokens; ++t) choose_for(t);
       return;
     }
-    share_out(parallel_, blocks, [&](int64_t i, int64_t) {
+    parallel_.each(blocks, [&](int64_t i, int64_t) {
       const int64_t begin = i * kRouterTokens, end = least(begin + kRouterTokens, a_.tokens);
       router_logits(a_, begin, end, 0, a_.num_experts, m_.logits);
       for (int64_t t = begin; t < end; ++t) choose_for(t);
@@ -176,12 +167,14 @@ class MixtureOfExperts {
     const int64_t wanted = ceil_div(kTasksPerThread * parallel_.threads, units_);
     const int64_t size = ceil_div(granules, least(granules, wanted)) * Rows::granule(a_.block_size);
     const int64_t parts = ceil_div(a_.intermediate, size);
-    share_out(parallel_, units_ * parts, [&](int64_t i, int64_t worker) {
+    parallel_.each(units_ * parts, [&](int64_t i, int64_t worker) {
       const Unit& unit = m_.units[i / parts];
       const int64_t begin = i % parts * size, end = least(begin + size, a_.intermediate);
       const Rows rows(a_.gate_up, unit.expert, 2 * a_.intermediate, a_.hidden, a_.block_size);
-      if (unit.width) strip_gate_up(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
-      else few_gate_up(rows, unit, begin, end);
+      if (unit.width)
+        strip_gate_up(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
+      else
+        few_gate_up(rows, unit, begin, end);
     });
   }
 
@@ -199,9 +192,8 @@ class MixtureOfExperts {
           const float* x[kFewAtOnce];
           for (int64_t i = 0; i < count; ++i) x[i] = input(m_.tokens[unit.first + m + i]);
           float gate[kFewAtOnce][kBatch / 2], up[kFewAtOnce][kBatch / 2];
-          few_products(rows, 2 * batch, 2 * last, x, count, [&](int64_t row, int64_t i, float sum) {
-            (row % 2 ? up : gate)[i][row / 2 - batch] = sum;
-          });
+          few_products(rows, 2 * batch, 2 * last, x, count,
+                       [&](int64_t row, int64_t i, float sum) { (row % 2 ? up : gate)[i][row / 2 - batch] = sum; });
           for (int64_t i = 0; i < count; ++i) swiglu(gate[i], up[i], last - batch, activations[m + i] + (batch - j));
         }
       }
@@ -236,14 +228,16 @@ class MixtureOfExperts {
   void down() {
     const int64_t wanted = ceil_div(a_.hidden, kTasksPerThread * parallel_.threads);
     const int64_t size = least(round_up(wanted, kLanes), kDownRows);
-    share_out(parallel_, ceil_div(a_.hidden, size), [&](int64_t i, int64_t worker) {
+    parallel_.each(ceil_div(a_.hidden, size), [&](int64_t i, int64_t worker) {
       const int64_t begin = i * size, end = least(begin + size, a_.hidden);
       for (int64_t t = 0; t < a_.tokens; ++t) fill_zero(a_.output + t * a_.hidden + begin, end - begin);
       for (int64_t u = 0; u < units_; ++u) {
         const Unit& unit = m_.units[u];
         const Rows rows(a_.down, unit.expert, a_.hidden, a_.intermediate, a_.block_size);
-        if (unit.width) strip_down(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
-        else few_down(rows, unit, begin, end);
+        if (unit.width)
+          strip_down(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
+        else
+          few_down(rows, unit, begin, end);
       }
     });
   }
@@ -277,8 +271,10 @@ class MixtureOfExperts {
 
   // What a row of few tokens is multiplied with.
   const float* input(int64_t token) const {
-    if constexpr (std::is_same_v<Rows, WeightRows>) return a_.hidden_states + token * a_.hidden;
-    else return m_.prepared + token * Rows::prepared(a_.hidden);
+    if constexpr (std::is_same_v<Rows, WeightRows>)
+      return a_.hidden_states + token * a_.hidden;
+    else
+      return m_.prepared + token * Rows::prepared(a_.hidden);
   }
 
   static void swiglu(const float* gate, const float* up, int64_t count, float* to) {
@@ -309,9 +305,8 @@ auto with_rows(const MixtureOfExpertsArguments& a, const What& what) {
 namespace KIMI_CPU_LEVEL {
 
 size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {
-  return with_rows(arguments, [&](auto* rows) {
-    return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes;
-  });
+  return with_rows(
+      arguments, [&](auto* rows) { return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes; });
 }
 
 Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {

@@ -72,8 +72,8 @@ class LevelRows {
   // Floats of a prepared input of so many columns.
   static int64_t prepared(int64_t columns) { return (columns + kChunk - 1) / kChunk * kChunkFloats; }
 
-  // Puts the columns [begin, end) of x, whole granules but for the row's end, into their places in `to`. Chunk by chunk,
-  // the inputs in the lanes of their levels, then their sum in each lane, then with steps the lane's scale.
+  // Puts the columns [begin, end) of x, whole granules but for the row's end, into their places in `to`. Chunk by
+  // chunk, the inputs in the lanes of their levels, then their sum in each lane, then with steps the lane's scale.
   static void prepare(const float* x, int64_t begin, int64_t end, int64_t block, float* to) {
     float scales[kMaxBlocks] = {};
     for (int64_t k0 = begin; k0 < end; k0 += kChunk) {
@@ -219,8 +219,8 @@ class LevelRows {
       if constexpr (Bits == 4) {
         const Words low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
         for (int m = 0; m < M; ++m) {
-          products[m] = dot4_nibbles(dot4_nibbles(products[m], low, load_words(at[m])), high,
-                                     load_words(at[m] + kLanes));
+          products[m] =
+              dot4_nibbles(dot4_nibbles(products[m], low, load_words(at[m])), high, load_words(at[m] + kLanes));
         }
       } else {
         for (int m = 0; m < M; ++m) products[m] = dot4(products[m], words, load_words(at[m]));

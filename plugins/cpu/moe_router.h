@@ -8,8 +8,6 @@
 namespace kimi::cpu {
 namespace {
 
-constexpr int64_t kMaxExperts = 1024;  // bounds the stack of `choose`; the caller refuses more
-
 // a before b in descending order; NaN is the largest, as PyTorch sorts.
 inline bool above(float a, float b) { return a > b || (a != a && b == b); }
 
@@ -71,9 +69,8 @@ inline void router_logits(const MixtureOfExpertsArguments& a, int64_t begin, int
     const int64_t count = end - t < kFewAtOnce ? end - t : kFewAtOnce;
     const float* x[kFewAtOnce];
     for (int64_t m = 0; m < count; ++m) x[m] = a.hidden_states + (t + m) * a.hidden;
-    few_products(rows, first, last, x, count, [&](int64_t row, int64_t m, float sum) {
-      logits[(t + m) * a.num_experts + row] = sum;
-    });
+    few_products(rows, first, last, x, count,
+                 [&](int64_t row, int64_t m, float sum) { logits[(t + m) * a.num_experts + row] = sum; });
   }
 }
 

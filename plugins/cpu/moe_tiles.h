@@ -1,5 +1,5 @@
-// Products of many tokens: a strip of tokens lies transposed, [columns, width], so that each lane is a token and rows of
-// weights are read as they lie, one value for all lanes.
+// Products of many tokens: a strip of tokens lies transposed, [columns, width], so that each lane is a token and rows
+// of weights are read as they lie, one value for all lanes.
 #pragma once
 
 #include <utility>
@@ -35,8 +35,10 @@ inline void pack_strip(const float* const* x, int64_t count, int64_t width, int6
       const int64_t left = columns - k;
       Vec rows[KIMI_LANES];
       for (int i = 0; i < KIMI_LANES; ++i) {
-        if (t + i >= count) rows[i] = Vec{};
-        else rows[i] = left < kLanes ? load_some(x[t + i] + k, left) : load(x[t + i] + k);
+        if (t + i >= count)
+          rows[i] = Vec{};
+        else
+          rows[i] = left < kLanes ? load_some(x[t + i] + k, left) : load(x[t + i] + k);
       }
       transpose(rows);
       for (int64_t i = 0; i < (left < kLanes ? left : kLanes); ++i) store(strip + (k + i) * width + t, rows[i]);
@@ -84,10 +86,14 @@ inline void tile_rows(int64_t count, int64_t vecs, const float* weights, int64_t
     const int64_t left = count - r;
     const float* w = weights + r * stride;
     float* to = y + r * vecs * kLanes;
-    if (left >= 6) tile_of<6>(vecs, w, stride, strip, columns, to), r += 6;
-    else if (left >= 4) tile_of<4>(vecs, w, stride, strip, columns, to), r += 4;
-    else if (left >= 2) tile_of<2>(vecs, w, stride, strip, columns, to), r += 2;
-    else tile_of<1>(vecs, w, stride, strip, columns, to), r += 1;
+    if (left >= 6)
+      tile_of<6>(vecs, w, stride, strip, columns, to), r += 6;
+    else if (left >= 4)
+      tile_of<4>(vecs, w, stride, strip, columns, to), r += 4;
+    else if (left >= 2)
+      tile_of<2>(vecs, w, stride, strip, columns, to), r += 2;
+    else
+      tile_of<1>(vecs, w, stride, strip, columns, to), r += 1;
   }
 }
 
@@ -103,8 +109,10 @@ inline void add_transposed(const float* y, int64_t width, int64_t rows, int64_t 
       for (int64_t i = 0; i < kLanes && t + i < count; ++i) {
         float* to = output[t + i] + n;
         const Vec value = block[i] * weights[t + i];
-        if (left == kLanes) store(to, load(to) + value);
-        else for (int64_t j = 0; j < left; ++j) to[j] += value[j];
+        if (left == kLanes)
+          store(to, load(to) + value);
+        else
+          for (int64_t j = 0; j < left; ++j) to[j] += value[j];
       }
     }
   }

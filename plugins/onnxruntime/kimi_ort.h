@@ -19,6 +19,8 @@ KIMI_ORT_API int32_t kimi_ort_count(void);
 KIMI_ORT_API const char* kimi_ort_name(int32_t index);
 KIMI_ORT_API const char* kimi_ort_abi(int32_t index);
 KIMI_ORT_API const char* kimi_ort_instruction_set(void);
+// Runs the kernels of a lesser instruction set from now on, for tests of them. 0: this machine has not that one.
+KIMI_ORT_API int32_t kimi_ort_choose_instruction_set(const char* name);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,8 @@
 namespace kimi::ort {
 namespace {
 
-constexpr const Launcher& (*kLaunchers[])() = {kda_launcher, latent_attention_launcher};
+constexpr const Launcher& (*kLaunchers[])() = {kda_launcher, latent_attention_launcher, mixture_of_experts_launcher,
+                                               quantized_mixture_of_experts_launcher};
 constexpr int32_t kCount = static_cast<int32_t>(sizeof kLaunchers / sizeof *kLaunchers);
 
 // Never destroyed: ONNX Runtime may look at an op as long as a session lives.
@@ -65,4 +66,6 @@ const char* kimi_ort_abi(int32_t index) {
 }
 
 const char* kimi_ort_instruction_set(void) { return kimi::cpu::instruction_set(); }
+
+int32_t kimi_ort_choose_instruction_set(const char* name) { return kimi::cpu::choose_instruction_set(name); }
 }

@@ -196,6 +196,10 @@ Status* describe(const Kernel& kernel, const cpu::Status& status) {
   if (status.fault == cpu::Fault::kSequenceLength) what = "sequence_lengths is not within the steps of the call";
   if (status.fault == cpu::Fault::kPastLength) what = "past_lengths is negative";
   if (status.fault == cpu::Fault::kCapacity) what = "the cache has no room for every step";
+  if (status.fault == cpu::Fault::kRouting) what = "num_experts, top_k, n_group and topk_group do not go together";
+  if (status.fault == cpu::Fault::kBlocks)
+    what = "bits must be 4 or 8, and block_size 32, 64 or 128 and divide the sizes";
+  if (status.fault == cpu::Fault::kZeroPoints) what = "zero points do not fit the attribute symmetric";
   return kernel.refuse("%s; row %lld; seen: %lld; bound: %lld", what, static_cast<long long>(status.index),
                        static_cast<long long>(status.seen), static_cast<long long>(status.expected));
 }

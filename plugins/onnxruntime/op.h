@@ -39,6 +39,8 @@ struct Launcher {
 
 const Launcher& kda_launcher();
 const Launcher& latent_attention_launcher();
+const Launcher& mixture_of_experts_launcher();
+const Launcher& quantized_mixture_of_experts_launcher();
 
 // A registered op. ONNX Runtime keeps the address of its first member and gives it back.
 struct Op {

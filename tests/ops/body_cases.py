@@ -124,9 +124,11 @@ def moe_attributes(
     }
 
 
-def moe_arrays(attributes: Mapping[str, AttributeValue], batch: int, steps: int, logit_shift: float = 0.0) -> Arrays:
+def moe_arrays(
+    attributes: Mapping[str, AttributeValue], batch: int, steps: int, logit_shift: float = 0.0, hidden: int = 32
+) -> Arrays:
     """`logit_shift` is added to every router logit, through a constant feature of the input."""
-    experts, intermediate, hidden = int(attributes["num_experts"]), int(attributes["intermediate"]), 32
+    experts, intermediate = int(attributes["num_experts"]), int(attributes["intermediate"])
     weights, data = _normal(79), _normal(steps * 7 + batch)
     arrays = {
         "hidden_states": data(batch, steps, hidden),

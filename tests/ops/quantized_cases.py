@@ -15,7 +15,11 @@ HIDDEN, INTERMEDIATE = 96, 64
 
 
 def quantized_attributes(
-    bits: int = 4, symmetric: int = 0, activations: str = "float32", block_size: int = 32, **routing: int
+    bits: int = 4,
+    symmetric: int = 0,
+    activations: str = "float32",
+    block_size: int = 32,
+    **routing: int,
 ) -> Attributes:
     return {
         **moe_attributes(**routing),
@@ -27,16 +31,17 @@ def quantized_attributes(
     }
 
 
-def quantized_arrays(attributes: Mapping[str, AttributeValue], batch: int, steps: int) -> Arrays:
-    experts, bits, group = (int(attributes[n]) for n in ("num_experts", "bits", "block_size"))
+def quantized_arrays(attributes: Mapping[str, AttributeValue], batch: int, steps: int, hidden: int = HIDDEN) -> Arrays:
+    names = ("num_experts", "bits", "block_size", "intermediate")
+    experts, bits, group, intermediate = (int(attributes[n]) for n in names)
     weights, data = np.random.default_rng(80), np.random.default_rng(steps * 7 + batch)
     arrays = {
-        "hidden_states": data.standard_normal((batch, steps, HIDDEN)),
-        "router_weight": 0.3 * weights.standard_normal((experts, HIDDEN)),
+        "hidden_states": data.standard_normal((batch, steps, hidden)),
+        "router_weight": 0.3 * weights.standard_normal((experts, hidden)),
         "router_bias": 0.3 * weights.standard_normal(experts),
     }
     arrays = {n: a.astype(np.float32) for n, a in arrays.items()}
-    for name, shape in (("gate_up", (experts, 2 * INTERMEDIATE, HIDDEN)), ("down", (experts, HIDDEN, INTERMEDIATE))):
+    for name, shape in (("gate_up", (experts, 2 * intermediate, hidden)), ("down", (experts, hidden, intermediate))):
         # a mean beside zero, so that zero points are not all the same
         value = (0.2 * weights.standard_normal(shape) + 0.1 * weights.standard_normal((*shape[:2], 1))).astype(
             np.float32
