@@ -27,7 +27,12 @@ class Point:
 
 
 def decode_curve(
-    export: Path, lengths: Sequence[int], steps: int, threads: int, advance: Callable[[int], None] = lambda n: None
+    export: Path,
+    lengths: Sequence[int],
+    steps: int,
+    threads: int,
+    advance: Callable[[int], None] = lambda n: None,
+    kernels: str = "auto",
 ) -> list[Point]:
     """Time `steps` decode steps at each cached length, once with a cache that just fits and once four times as large.
 
@@ -35,7 +40,7 @@ def decode_curve(
     """
     from kimi_deploy.runtime.ort_runner import OrtRunner
 
-    runner = OrtRunner(export, threads=threads)
+    runner = OrtRunner(export, threads=threads, kernels=kernels)
     random = np.random.default_rng(0)
     points = []
     for cached in lengths:

@@ -13,14 +13,14 @@ from kimi_deploy.runtime.ort_runner import OrtRunner
 _WARM_UP = 8
 
 
-def host_glue(export: Path, prompt: int, steps: int, threads: int) -> dict[str, float]:
+def host_glue(export: Path, prompt: int, steps: int, threads: int, kernels: str = "auto") -> dict[str, float]:
     """Seconds of `Runner.forward` less those in ONNX Runtime's run call, of `steps` decode steps, batch 1.
 
     The steps follow a prefill of `prompt` tokens and leave the processor's caches full of weights; a hot loop over the
     same lines would show a fraction of it. Returns the median and the 10th and 90th percentile. Raises the errors of
     OrtRunner.
     """
-    runner = OrtRunner(export, threads=threads)
+    runner = OrtRunner(export, threads=threads, kernels=kernels)
     session = runner._session
     run, in_graph = session.run_with_iobinding, 0.0
 

@@ -57,6 +57,7 @@ def stream(
     advance: Callable[[int], None] = lambda n: None,
     chunk: int = CHUNK,
     checkpoint: Path | None = None,
+    kernels: str = "auto",
 ) -> dict[str, Any]:
     """Consume a seeded random prompt of `tokens` tokens; every doubling from 1,024 on is a point of the result.
 
@@ -74,7 +75,7 @@ def stream(
     if not 1 <= steps <= FIRST_MARK // 2:
         raise UsageError("the decode steps do not fit between two points", seen=str(steps), expected="1 to 512")
     config = KimiLinearConfig.from_folder(export)
-    runner = OrtRunner(export, threads=threads)
+    runner = OrtRunner(export, threads=threads, kernels=kernels)
     state, points = _begin(runner, tokens, steps, chunk, checkpoint)
     done = int(state.lengths[0])
     advance(done)
@@ -99,6 +100,7 @@ def stream(
         "tokens": tokens,
         "decode_steps": steps,
         "threads": threads,
+        "kernels": list(runner.kernels),
         "chunk": chunk,
         "points": [asdict(p) for p in points],
         "kda_constant": len({p.kda_bytes for p in points}) == 1,

@@ -25,7 +25,9 @@ _INLINED = re.compile(r"_inlfunc_([A-Za-z]+?)(?:_token_(\d+))?_[a-z]")
 REST = "embedding, last norm, head"
 
 
-def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads: int) -> dict[str, Any]:
+def profile_export(
+    export: Path, folder: Path, prompt: int, steps: int, threads: int, kernels: str = "auto"
+) -> dict[str, Any]:
     """Profile a prefill of `prompt` tokens (three times) and `steps` decode steps after it, batch 1.
 
     Writes profile.json, prefill-trace.json and decode-trace.json (Chrome's trace format, which Perfetto opens) to
@@ -36,11 +38,11 @@ def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads:
     """
     make_folder(folder)
     # first: sessions that still live, with threads of their own, would disturb it
-    glue = host_glue(export, prompt, steps, threads)
+    glue = host_glue(export, prompt, steps, threads, kernels)
     graph = onnx.load(export / MODEL_NAME, load_external_data=False).graph
     phases, traces = {}, []
     for phase in ("prefill", "decode"):
-        runner = OrtRunner(export, threads=threads, profile=folder / phase)
+        runner = OrtRunner(export, threads=threads, kernels=kernels, profile=folder / phase)
         state = runner.new_state(1, prompt + steps + 1)
         ids = np.random.default_rng(0).integers(0, runner.contract.vocab_size, (1, prompt + steps + 1))
         if phase == "prefill":
@@ -60,6 +62,7 @@ def profile_export(export: Path, folder: Path, prompt: int, steps: int, threads:
         "prompt": prompt,
         "steps": steps,
         "threads": threads,
+        "kernels": list(runner.kernels),
         "phases": phases,
         "host_glue_seconds": glue,
         "memory": memory_by_component(sum(f.stat().st_size for f in export.glob("weights*")), state),
@@ -166,6 +169,8 @@ class _Layers:
         self._calls: dict[tuple[str, str | None], int | None] = {}
         for op, layers in calls.items():
             order = sorted((n for o, n in inlined if o == op), key=lambda n: -1 if n is None else int(n))
+            if not order:  # it ran as a kernel, under its node's own name
+                continue
             self._calls.update({(op, n): layer for n, layer in zip(order, layers, strict=True)})
 
     def of(self, name: str) -> str:

@@ -48,7 +48,8 @@ class Result(_Part):
     `prefill` is the call with the whole prompt, `decode` one step of every sequence. `time_to_first_token` goes from
     an empty state to the token chosen from the prompt's logits; `time_per_output_token` is a step and its choice.
     `tokens_per_second` counts the tokens of all sequences. `times_of_first` is the median over the first runtime's,
-    `times_of_floor` over the floor. `load` is seconds, `peak_bytes` the largest resident size of the process.
+    `times_of_floor` over the floor. `load` is seconds, `peak_bytes` the largest resident size of the process. `kernels`
+    are the ops that ran as our own kernels in ONNX Runtime, not as function bodies.
     """
 
     prefill: Spread
@@ -60,6 +61,7 @@ class Result(_Part):
     times_of_floor: Phases
     load: Positive
     peak_bytes: Count
+    kernels: list[str] = []
 
 
 class Floor(_Part):

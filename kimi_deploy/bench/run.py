@@ -79,6 +79,7 @@ def _point(batch: int, context: int, samples: dict[Task, list[Measurement]], flo
             times_of_floor=Phases(prefill=prefill / floor.seconds.prefill, decode=decode / floor.seconds.decode),
             load=statistics.median(m.load for m in measurements),
             peak_bytes=max(m.peak_bytes for m in measurements),
+            kernels=measurements[0].kernels,
         )
     return Point(batch=batch, context=context, floor=floor, results=results)
 

@@ -34,11 +34,13 @@ class Task:
     repeats: int
     threads: int
     batch: int = 1
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds: prefill and first token per repeat, step and output token per decode step, load; peak resident bytes.
+    """Seconds: prefill and first token per repeat, step and output token per decode step, load; peak resident bytes;
+    ops that ran as our own kernels.
 
     A prefill or a step ends with the logits, a token with its choice from them; the first token's time also has the
     making of the empty state.
@@ -50,6 +52,7 @@ class Measurement:
     time_per_output_token: list[float]
     load: float
     peak_bytes: int
+    kernels: list[str]
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -60,11 +63,13 @@ Start = Callable[[], Step]
 """Begins new sequences; the Step it returns consumes ids [batch, T] and returns last tokens' logits [..., vocab]."""
 
 
-def _runner_start(task: Task) -> tuple[Start, int]:
-    if task.backend == "ort":
+def _runner_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
+    if task.backend in ("ort", "ort-bodies"):
         from kimi_deploy.runtime.ort_runner import OrtRunner
 
-        runner: Runner = OrtRunner(Path(task.folder), threads=task.threads)
+        runner: Runner = OrtRunner(
+            Path(task.folder), threads=task.threads, kernels="none" if task.backend == "ort-bodies" else task.kernels
+        )
     elif task.backend == "trt":
         from kimi_deploy.runtime.trt_runner import open_trt_runner
 
@@ -81,10 +86,10 @@ def _runner_start(task: Task) -> tuple[Start, int]:
         state = runner.new_state(task.batch, capacity=task.prompt + task.steps + 1)
         return lambda ids: runner.forward(ids, state)
 
-    return start, runner.contract.vocab_size
+    return start, runner.contract.vocab_size, runner.kernels
 
 
-def _transformers_start(task: Task) -> tuple[Start, int]:
+def _transformers_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
     import torch
     from transformers import DynamicCache, KimiLinearForCausalLM
 
@@ -101,10 +106,10 @@ def _transformers_start(task: Task) -> tuple[Start, int]:
 
         return step
 
-    return start, int(model.config.vocab_size)
+    return start, int(model.config.vocab_size), ()
 
 
-def _llama_cpp_start(task: Task) -> tuple[Start, int]:
+def _llama_cpp_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
     from kimi_deploy.bench.llama_cpp import open_model
 
     model = open_model(Path(task.folder), task.threads, task.prompt + task.steps + 1)
@@ -118,7 +123,7 @@ def _llama_cpp_start(task: Task) -> tuple[Start, int]:
         model._ctx.kv_cache_clear()
         return step
 
-    return start, int(model.n_vocab())
+    return start, int(model.n_vocab()), ()
 
 
 _STARTS = {"transformers": _transformers_start, "llama.cpp": _llama_cpp_start}
@@ -127,7 +132,7 @@ _STARTS = {"transformers": _transformers_start, "llama.cpp": _llama_cpp_start}
 def measure(task: Task) -> Measurement:
     """Run the task here. The first repeat warms up and is not counted."""
     began = time.perf_counter()
-    start, vocab = _STARTS.get(task.backend, _runner_start)(task)
+    start, vocab, kernels = _STARTS.get(task.backend, _runner_start)(task)
     load = time.perf_counter() - began
     ids = np.random.default_rng(0).integers(0, vocab, (task.batch, task.prompt + task.steps), dtype=np.int64)
     prefill: list[float] = []
@@ -146,7 +151,7 @@ def measure(task: Task) -> Measurement:
             decode += [logits for logits, _ in times[1:]]
             token += [chosen for _, chosen in times[1:]]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measurement(prefill, decode, first, token, load, peak)
+    return Measurement(prefill, decode, first, token, load, peak, list(kernels))
 
 
 def _timed(step: Step, ids: np.ndarray) -> tuple[float, float]:

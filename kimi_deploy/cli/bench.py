@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, print_json, print_table, progress, say
+from kimi_deploy.cli.common import (
+    NamedPath,
+    folder_argument,
+    json_option,
+    kernels_option,
+    print_json,
+    print_table,
+    progress,
+    say,
+)
 from kimi_deploy.errors import UsageError
 from kimi_deploy.model_folder import require_folder
 
@@ -61,8 +70,9 @@ def bench_command() -> None:
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(("ort", "torch", "transformers", "trt", "llama.cpp")),
-    help="Runtimes to measure, the first is what the others are compared with; trt needs --engine.  [ort, torch]",
+    type=click.Choice(("ort", "ort-bodies", "torch", "transformers", "trt", "llama.cpp")),
+    help="Runtimes to measure, the first is what the others are compared with; ort-bodies is ort "
+    "with --kernels none; trt needs --engine.  [ort, torch]",
 )
 @click.option("--engine", type=NamedPath(path_type=Path), metavar="DIR", help="The engine that trt runs, of EXPORT.")
 @click.option(
@@ -126,6 +136,7 @@ def bench_command() -> None:
     help="Of --long-context: save the state here at every point, and go on from it where it exists.",
 )
 @click.option("--plot", type=NamedPath(path_type=Path), metavar="FILE", help="Draw the report as a PNG.")
+@kernels_option
 @click.option("--curve", is_flag=True, help="Instead: ONNX Runtime's decode step from 128 to 8,192 cached tokens.")
 @json_option
 def model_command(
@@ -148,6 +159,7 @@ def model_command(
     chunk: int,
     checkpoint: Path | None,
     plot: Path | None,
+    kernels: str,
     curve: bool,
     as_json: bool,
 ) -> None:
@@ -166,7 +178,7 @@ def model_command(
         # a package that is missing is better missed before the measuring
         import matplotlib.figure  # noqa: F401
     if long_context is not None:
-        measured = partial(_stream, export, long_context, decode_steps, threads, chunk, checkpoint)
+        measured = partial(_stream, export, long_context, decode_steps, threads, kernels, chunk, checkpoint)
         _long_context(measured, plot, output, as_json)
         return
     if checkpoint is not None:
@@ -174,12 +186,12 @@ def model_command(
     if plot is not None and (curve or profile is not None):
         raise UsageError("--curve and --profile draw no --plot", fix="leave --plot out")
     if curve:
-        _curve(export, decode_steps, threads, as_json)
+        _curve(export, decode_steps, threads, kernels, as_json)
         return
     if profile is not None:
         from kimi_deploy.cli.bench_profile import run_profile
 
-        run_profile(model, export, engine, backends, profile, prompt_tokens, decode_steps, threads, as_json)
+        run_profile(model, export, engine, backends, profile, prompt_tokens, decode_steps, threads, kernels, as_json)
         return
     from kimi_deploy.bench.floors import model_work
     from kimi_deploy.bench.run import run_bench
@@ -190,7 +202,7 @@ def model_command(
     chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
-    if set(chosen) - {"ort", "trt"}:
+    if set(chosen) - {"ort", "ort-bodies", "trt"}:
         from kimi_deploy.checkpoint import Checkpoint
 
         # a worker would find out only after the others have run
@@ -206,9 +218,9 @@ def model_command(
 
             with progress("converting to GGUF"):
                 convert(model, llama_cpp, gguf, gguf_type)
-        folders = {"ort": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
+        folders = {"ort": export, "ort-bodies": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
         tasks = [
-            Task(name, str(folders.get(name, model)), context, decode_steps, repeats, threads, batch)
+            Task(name, str(folders.get(name, model)), context, decode_steps, repeats, threads, batch, kernels)
             for batch in batches
             for context in contexts or (prompt_tokens,)
             for name in chosen
@@ -239,11 +251,11 @@ def _engine(folder: Path | None, wanted: bool) -> Path | None:
     return folder
 
 
-def _curve(export: Path, steps: int, threads: int, as_json: bool) -> None:
+def _curve(export: Path, steps: int, threads: int, kernels: str, as_json: bool) -> None:
     from kimi_deploy.bench.curve import decode_curve
 
     with progress("measuring", 2 * len(CURVE_LENGTHS), unit="points") as advance:
-        points = decode_curve(export, CURVE_LENGTHS, steps, threads, advance)
+        points = decode_curve(export, CURVE_LENGTHS, steps, threads, advance, kernels)
     if as_json:
         print_json([p.to_dict() for p in points])
         return
@@ -251,11 +263,13 @@ def _curve(export: Path, steps: int, threads: int, as_json: bool) -> None:
     print_table(("cached tokens", "capacity", "median (ms)", "fastest (ms)"), rows)
 
 
-def _stream(export: Path, tokens: int, steps: int, threads: int, chunk: int, checkpoint: Path | None) -> dict[str, Any]:
+def _stream(
+    export: Path, tokens: int, steps: int, threads: int, kernels: str, chunk: int, checkpoint: Path | None
+) -> dict[str, Any]:
     from kimi_deploy.bench.long_context import stream
 
     with progress("streaming", tokens, unit="tokens") as advance:
-        return stream(export, tokens, steps, threads, advance, chunk, checkpoint)
+        return stream(export, tokens, steps, threads, advance, chunk, checkpoint, kernels)
 
 
 def _long_context(measure: Callable[[], dict[str, Any]], plot: Path | None, output: Path | None, as_json: bool) -> None:

@@ -22,6 +22,7 @@ def run_profile(
     prompt: int,
     steps: int,
     threads: int,
+    kernels: str,
     as_json: bool,
 ) -> None:
     """Profile one of `PROFILED`, ort by default, and print what it wrote into `folder`."""
@@ -51,7 +52,7 @@ def run_profile(
         else:
             from kimi_deploy.bench.profile import profile_export
 
-            report = profile_export(export, folder, prompt, steps, threads)
+            report = profile_export(export, folder, prompt, steps, threads, kernels)
     if as_json:
         print_json(report)
     else:

@@ -26,6 +26,14 @@ class NamedPath(click.Path):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+kernels_option = click.option(
+    "--kernels",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|PATH",
+    help="Our ops on ONNX Runtime's CPU: kernels of `make cpu-kernels` where it was run, function bodies, or kernels "
+    "of another library.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists.")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, print_json, say
+from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, kernels_option, print_json, say
 from kimi_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option("--save-state", type=NamedPath(path_type=Path), help="Save the state after one prompt.")
 @click.option("--load-state", type=NamedPath(path_type=Path), help="Go on from a saved state; a prompt may follow.")
+@kernels_option
 @json_option
 def generate_command(folder: Path, **options: Any) -> None:
     """Generate text from FOLDER, an export, a checkpoint or an engine.
@@ -68,7 +69,13 @@ def generate_command(folder: Path, **options: Any) -> None:
     from kimi_deploy.runtime.text_generation import TextGenerator
     from kimi_deploy.text.token_ids import TokenIds
 
-    runner = open_runner(folder, options["backend"], provider=options["provider"], threads=options["threads"])
+    runner = open_runner(
+        folder,
+        options["backend"],
+        provider=options["provider"],
+        threads=options["threads"],
+        kernels=options["kernels"],
+    )
     as_ids = options["prompt_ids"] is not None
     generator = TextGenerator(folder, runner, TokenIds(runner.contract.vocab_size) if as_ids else None)
     ids = [generator.encode(p, chat=options["chat"]) for p in prompts]
@@ -97,6 +104,7 @@ def generate_command(folder: Path, **options: Any) -> None:
                     for p, c in zip(prompts, completions, strict=True)
                 ],
                 "statistics": _statistics(result),
+                "kernels": list(runner.kernels),
             }
         )
     elif streams:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import json_option, print_json, print_table, progress, say
+from kimi_deploy.cli.common import json_option, kernels_option, print_json, print_table, progress, say
 
 if TYPE_CHECKING:
     from kimi_deploy.runtime.open import Backend
@@ -49,6 +49,7 @@ def _folder(name: str) -> Any:
     "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Of ONNX Runtime."
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of ONNX Runtime.")
+@kernels_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report with plots to this file.")
 @click.option("--no-attach", is_flag=True, help="Do not write the report into EXPORT.")
 @click.option(

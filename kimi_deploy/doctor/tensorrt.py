@@ -37,12 +37,12 @@ def flavours() -> list[Check]:
 
 
 def libraries() -> list[Check]:
-    """The C libraries that `make kernels` and `make plugins` build; Python plugins do without the second."""
+    """The C libraries that `make cpu-kernels`, `make kernels` and `make plugins` build; all can be done without."""
     from kimi_deploy.engine.plugin_library import default_path as plugin_path
     from kimi_deploy.kernels.library import KernelLibrary
     from kimi_deploy.kernels.library import default_path as kernel_path
 
-    found = []
+    found = [_cpu_kernels()]
     if not kernel_path("cuda").is_file():
         fix = "make kernels; without them a GPU runs the op's PyTorch reference or Triton kernels"
         found.append(Check("kernels", "warning", "not built", fix))
@@ -54,6 +54,20 @@ def libraries() -> list[Check]:
     else:
         found.append(_opened("plugin library", _plugin_abis))
     return found
+
+
+def _cpu_kernels() -> Check:
+    from kimi_deploy.runtime.ort_kernels import MAKE, OrtKernels, default_path
+
+    if not default_path().is_file():
+        fix = f"{MAKE}, for faster steps of ONNX Runtime on the CPU; without it function bodies run"
+        return Check("CPU kernels", "warning", "not built", fix)
+
+    def describe() -> str:
+        library = OrtKernels.open()
+        return f"{library.path} ({library.instruction_set}): " + ", ".join(library.abis)
+
+    return _opened("CPU kernels", describe)
 
 
 def _plugin_abis() -> str:

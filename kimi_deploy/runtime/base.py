@@ -36,10 +36,13 @@ class Call(NamedTuple):
 
 
 class Runner(ABC):
-    """A loaded model. `contract` is its graph's interface, `fingerprint` names the checkpoint it came from."""
+    """A loaded model. `contract` is its graph's interface, `fingerprint` names the checkpoint it came from, `kernels`
+    the ops that run as this package's own kernels in a runtime that could also do without.
+    """
 
     contract: GraphContract
     fingerprint: str
+    kernels: tuple[str, ...] = ()
 
     @property
     def largest_state(self) -> tuple[int | None, int | None]:

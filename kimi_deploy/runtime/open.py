@@ -53,10 +53,15 @@ def find_backend(folder: Path, wanted: str | None = None) -> Backend:
 
 
 def open_runner(
-    folder: Path, backend: str | None = None, *, provider: str = "cpu", threads: int | None = None
+    folder: Path,
+    backend: str | None = None,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    kernels: str | Path = "auto",
 ) -> Runner:
     """The runner for `folder` on `provider` ("cpu" or "cuda") with so many CPU threads, None for the default; an
-    engine has its own device.
+    engine has its own device. `kernels` is OrtRunner's.
 
     Raises as `find_backend` and the runner's constructor do.
     """
@@ -68,7 +73,7 @@ def open_runner(
     if found == "ort":
         from kimi_deploy.runtime.ort_runner import OrtRunner
 
-        return OrtRunner(folder, provider=provider, threads=threads)
+        return OrtRunner(folder, provider=provider, threads=threads, kernels=kernels)
     from kimi_deploy.runtime.torch_runner import TorchRunner
 
     return TorchRunner(folder, device=provider, threads=threads)

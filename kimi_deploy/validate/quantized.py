@@ -55,7 +55,9 @@ def exact(scheme: Scheme) -> Scheme:
     return replace(scheme, activations="float32")
 
 
-def exact_runner(export: Path, manifest: Manifest, provider: str, threads: int | None) -> OrtRunner:
+def exact_runner(
+    export: Path, manifest: Manifest, provider: str, threads: int | None, kernels: str | Path = "auto"
+) -> OrtRunner:
     """The export's graph and weights, its kernels told to read their inputs as they are.
 
     Where a value lies halfway between two int8 steps, an error of 1e-7 decides, and a recurrent model carries that on:
@@ -69,7 +71,7 @@ def exact_runner(export: Path, manifest: Manifest, provider: str, threads: int |
             node.attributes["activations"] = ir.AttrString("activations", "float32")
     set_bodies(model, manifest.details["body"], manifest.details["dtype"], (SPEC.name,))
     graph = ir.to_proto(model).SerializeToString()
-    return OrtRunner(export, provider=provider, threads=threads, graph=graph)
+    return OrtRunner(export, provider=provider, threads=threads, graph=graph, kernels=kernels)
 
 
 def judge_rounding(reference: TorchRunner, candidate: Runner) -> Row:

@@ -39,6 +39,7 @@ class Settings:
     backend: str | None = None
     provider: str = "cpu"
     threads: int | None = None
+    kernels: str | Path = "auto"
     selection: Selection = field(default_factory=Selection)
 
     def within(self, capacity: int | None) -> Settings:
@@ -70,6 +71,7 @@ class Settings:
             "backend",
             "provider",
             "threads",
+            "kernels",
         ):
             value = getattr(self, name)
             if value != getattr(default, name):
@@ -103,18 +105,19 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     shipped = shipped_prompts(tokenizer, checkpoint.config.vocab_size, settings.max_tokens, settings.long_tokens)
     prompts = shipped + own
     _check_selection(settings.selection, prompts, checkpoint.config.num_hidden_layers)
-    candidate = open_runner(export, provider=settings.provider, threads=settings.threads)
+    candidate = open_runner(export, provider=settings.provider, threads=settings.threads, kernels=settings.kernels)
     settings = settings.within(candidate.largest_state[1])
     shipped = [Prompt(p.name, p.ids[: settings.longest(p)]) for p in shipped]
     own = [Prompt(p.name, p.ids[: settings.max_tokens]) for p in own]
     prompts = shipped + own
-    runtime = f"ONNX Runtime ({settings.provider})" if manifest.kind == "onnx" else str(manifest.details["backend"])
+    where = f"{settings.provider}, our kernels" if candidate.kernels else settings.provider
+    runtime = f"ONNX Runtime ({where})" if manifest.kind == "onnx" else str(manifest.details["backend"])
     scheme = recorded_scheme(manifest.details)
     parity = Parity(
         TorchRunner(model) if scheme is None else quantized.quantized_runner(model, export, quantized.exact(scheme)),
         candidate
         if scheme is None or scheme.activations == "float32"
-        else quantized.exact_runner(export, manifest, settings.provider, settings.threads),
+        else quantized.exact_runner(export, manifest, settings.provider, settings.threads, settings.kernels),
         tolerance(f"graph_{dtype}"),
         greedy_tokens=settings.greedy_tokens,
         exact_greedy=dtype == "float32",
@@ -146,6 +149,7 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
         "name": manifest.source.get("name"),
         "dtype": dtype,
         "body": manifest.details.get("body"),
+        "kernels": list(candidate.kernels),
         "whole": settings.selection.whole,
         "prompts": [{"name": p.name, "tokens": len(p.ids)} for p in prompts],
         "greedy_tokens": settings.greedy_tokens,

@@ -9,14 +9,19 @@ import numpy as np
 import onnx
 import pytest
 
+from kimi_deploy.checkpoint.presets import preset_config
+from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError
 from kimi_deploy.ops.kimi_delta_attention.body import body
 from kimi_deploy.ops.kimi_delta_attention.spec import SPEC
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.runtime.ort_kernels import OrtKernels
+from kimi_deploy.validate.run import Settings, validate_export
+from tests.graph.conftest import export, no_progress
 from tests.ops.body_cases import kda_arrays, kda_attributes
 from tests.ops.op_model import executed, op_model, session
 
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 FAKE = """
 #include <stdint.h>
 int32_t kimi_ort_count(void) {{ return 1; }}
@@ -92,3 +97,21 @@ def test_none_and_a_missing_default_mean_function_bodies(
     assert OrtKernels.find("auto") is None
     monkeypatch.setattr("kimi_deploy.runtime.ort_kernels.default_path", lambda: library_path)
     assert OrtKernels.find("auto") is not None
+
+
+def test_the_demo_model_passes_every_check_on_kernels(library: OrtKernels, tmp_path: Path) -> None:
+    settings = Settings(greedy_tokens=64, max_tokens=48, kernels=str(library.path))
+    report = validate_export(DEMO, export(DEMO, tmp_path / "export"), settings, no_progress)
+    assert report.passed
+    assert report.facts["kernels"] == sorted(set(library.abis) - {"QuantizedMixtureOfExperts"})
+    assert report.backend == "ONNX Runtime (cpu, our kernels)"
+
+
+def test_a_sixteen_bit_graph_keeps_its_bodies(library: OrtKernels) -> None:
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    node = model.graph.node.add()
+    node.op_type, node.domain = SPEC.name, "kimi"
+    metadata = model.metadata_props.add()
+    for dtype, covered in (("float32", (SPEC.name,)), ("float16", ())):
+        metadata.key, metadata.value = METADATA_KEY, GraphContract.of(preset_config("tiny"), dtype).to_json()
+        assert library.covers(model.SerializeToString()) == covered
