@@ -106,7 +106,8 @@ class Quality:
     """What quantising cost on `tokens` predictions.
 
     `kl`: mean KL(unquantised || export) in nats; `top1`: share of positions with the same most likely token;
-    perplexities of the text itself, `is_text` false where random tokens stand in for it and those mean nothing.
+    perplexities of the text itself, `is_text` false where random tokens stand in for it and those mean nothing;
+    `chance` is the perplexity of not knowing the text at all, every token of the vocabulary as likely as another.
     """
 
     tokens: int
@@ -114,6 +115,7 @@ class Quality:
     top1: float
     perplexity: float
     perplexity_unquantised: float
+    chance: int
     is_text: bool
 
     @property
@@ -121,9 +123,14 @@ class Quality:
         """The export's perplexity over the unquantised model's."""
         return self.perplexity / self.perplexity_unquantised
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the unquantised model knows no more of the text than chance: its weights are random, or as good."""
+        return self.is_text and self.perplexity_unquantised >= self.chance
+
     def within(self, bound: QualityBound) -> bool:
         """Whether the loss is allowed; perplexity counts on text only."""
-        return self.kl <= bound.kl and (not self.is_text or self.ratio <= bound.perplexity)
+        return self.kl <= bound.kl and (not self.is_text or bound.perplexity is None or self.ratio <= bound.perplexity)
 
     def to_dict(self) -> dict[str, float | int | bool]:
         return asdict(self)
@@ -133,6 +140,8 @@ class Quality:
         if self.is_text:
             change = 100 * (self.ratio - 1)
             text += f", perplexity {self.perplexity_unquantised:.3f} -> {self.perplexity:.3f} ({change:+.2f} %)"
+        if self.untrained:
+            text += f"; no better than chance ({self.chance}) before quantising: judged as an untrained model"
         return text
 
 
@@ -152,15 +161,18 @@ def measure(unquantised: Runner, candidate: Runner, texts: Sequence[Prompt], *, 
         top1=float(np.concatenate(same).mean()),
         perplexity=float(np.exp(mean[1])),
         perplexity_unquantised=float(np.exp(mean[0])),
+        chance=unquantised.contract.vocab_size,
         is_text=is_text,
     )
 
 
 def judge(quality: Quality, scheme: Scheme) -> Row:
-    """The loss as a row of the report, against the bound for the scheme's precision."""
-    bound = quality_bound(f"quality_int{scheme.bits}")
+    """The loss as a row of the report, against the bound for the scheme's precision, of a trained model or another."""
+    bound = quality_bound(f"quality_int{scheme.bits}{'_untrained' if quality.untrained else ''}")
     passed = quality.within(bound)
-    allowed = f"; allowed are KL {bound.kl:g} and {100 * (bound.perplexity - 1):g} % of perplexity"
+    allowed = f"; allowed are KL {bound.kl:g}"
+    if bound.perplexity is not None:
+        allowed += f" and {100 * (bound.perplexity - 1):g} % of perplexity"
     return Row(QUALITY, "held-out text", "quality", None, passed, f"{quality}{'' if passed else allowed}")
 
 

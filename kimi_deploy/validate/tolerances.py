@@ -32,12 +32,13 @@ QUALITY = "quality_"
 
 @dataclass(frozen=True)
 class QualityBound:
-    """What quantised weights may cost: `kl` nats against the unquantised model, `perplexity` as a factor on text."""
+    """What quantised weights may cost: `kl` nats against the unquantised model, `perplexity` as a factor on text, None
+    where that says nothing."""
 
     name: str
     kl: float
-    perplexity: float
     reason: str
+    perplexity: float | None = None
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.validate.quantized import Quality, judge
 from kimi_deploy.validate.report import Report
 from kimi_deploy.validate.run import Settings, validate_export
 from kimi_deploy.validate.selection import Selection
@@ -65,13 +67,28 @@ def failed(report: Report) -> set[str]:
 
 def test_arithmetic_is_right_to_float32_and_the_loss_is_measured(model: Path, exported: Path) -> None:
     report = validated(model, exported)
-    assert failed(report) <= {"quality"}  # random weights have no text to be good at
+    assert report.passed, report.first_failure
     assert {r.check for r in report.rows} == set(CHECKS)
     assert max(r.peak for r in report.rows) < 1e-4
     quality = report.to_dict()["quality"]
     assert 0.0 < quality["kl"] < 0.5
     assert 0.3 < quality["top1"] < 1.0
     assert report.to_dict()["quantization"]["bits"] == 4
+    # random weights have no text to be good at, and the verdict says so
+    assert quality["perplexity_unquantised"] > quality["chance"] == 264
+    assert report.rows[-1].note.endswith("no better than chance (264) before quantising: judged as an untrained model")
+
+
+def test_only_a_model_that_knows_no_text_is_judged_as_untrained() -> None:
+    scheme = parse_scheme("int4")
+    trained = Quality(100, 0.2, 0.9, perplexity=10.0, perplexity_unquantised=10.0, chance=264, is_text=True)
+    assert not judge(trained, scheme).passed
+    assert judge(replace(trained, perplexity_unquantised=264.0), scheme).passed
+    assert not judge(replace(trained, perplexity_unquantised=263.0), scheme).passed
+    assert not judge(replace(trained, perplexity_unquantised=264.0, kl=0.6), scheme).passed
+    # without a text nothing is known of the model, and the bound is that of trained ones
+    assert not judge(replace(trained, perplexity_unquantised=264.0, is_text=False), scheme).passed
+    assert not judge(replace(trained, kl=0.01, perplexity=11.0), scheme).passed
 
 
 def test_eight_bits_lose_little_and_pass(model: Path) -> None:
@@ -82,7 +99,7 @@ def test_eight_bits_lose_little_and_pass(model: Path) -> None:
 
 def test_float32_activations_need_no_other_graph(model: Path) -> None:
     report = validated(model, export(model, "int4,symmetric,rtn,activations=float32"))
-    assert failed(report) <= {"quality"}
+    assert report.passed, report.first_failure
     assert "rounded-inputs" not in {r.check for r in report.rows}
 
 
@@ -104,7 +121,7 @@ def test_inputs_that_are_not_rounded_as_said_are_found(model: Path, exported: Pa
                     attribute.i = 1
 
     report = validated(model, changed(exported, tmp_path / "x", never_round))
-    assert failed(report) - {"quality"} == {"rounded-inputs"}
+    assert failed(report) == {"rounded-inputs"}
 
 
 def test_wrong_levels_are_a_loss_of_quality_and_not_of_arithmetic(model: Path, exported: Path, tmp_path: Path) -> None:

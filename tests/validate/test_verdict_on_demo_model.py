@@ -8,9 +8,12 @@ import pytest
 
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
+from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.flavours import FLAVOURS, Flavour
+from kimi_deploy.quantization.scheme import parse_scheme
 from kimi_deploy.validate.faults.engine import Engine
 from kimi_deploy.validate.run import Settings, validate_export
+from kimi_deploy.validate.selection import PARITY_CHECKS, QUANTIZED_CHECKS
 from tests.graph.conftest import export, no_progress
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
@@ -38,6 +41,23 @@ def test_the_demo_model_passes_with_every_body(flavour: Flavour, demo: Path) -> 
 def test_the_demo_model_passes_in_float16(tmp_path: Path) -> None:
     report = validate_export(DEMO, export(DEMO, tmp_path / "export", "float16"), QUICK, no_progress)
     assert report.passed, report.failure
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_the_demo_model_passes_in_8_and_4_bits(bits: str, tmp_path: Path) -> None:
+    """The arithmetic to float32's bound, the rounding of inputs, and what it costs by the bounds of a trained model."""
+    output = tmp_path / "export"
+    scheme = parse_scheme(bits)
+    export_model(
+        DEMO, output, dtype="float32", flavour="ort", overwrite=False, progress=no_progress, quantization=scheme
+    )
+    report = validate_export(DEMO, output, QUICK, no_progress)
+    assert report.passed, report.failure
+    assert {r.check for r in report.rows} >= {*PARITY_CHECKS, *QUANTIZED_CHECKS}
+    assert report.tolerance.name == "graph_float32"
+    quality = report.facts["quality"]
+    assert quality["perplexity_unquantised"] < quality["chance"]
+    assert quality["tokens"] == 3923
 
 
 def test_the_demo_model_passes_in_the_engine_runner_within_the_engines_sizes(
