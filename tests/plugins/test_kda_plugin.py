@@ -135,12 +135,12 @@ def test_a_workspace_serves_every_smaller_shape(host: Host) -> None:
     with host.plugin("KimiDeltaAttention", list(fields.items())) as plugin:
         sizes = {}
         for batch in (1, 2, 5):
-            for sequence in (1, 16, 17, 32, 33, 100):
+            for sequence in (1, 8, 9, 32, 33, 100):
                 tensors = profile(arrays, batch=batch, sequence=sequence)
                 outputs = output_tensors(SPEC, tensors, attributes_of(fields))
                 sizes[batch, sequence] = plugin.workspace(tensors, outputs)
-    assert sizes[5, 16] == 0
-    assert sizes[1, 17] > 0
+    assert sizes[5, 8] == 0
+    assert sizes[1, 9] > 0
     for (batch, sequence), size in sizes.items():
         assert size % WORKSPACE_BLOCK == 0
         assert all(size >= s for (b, t), s in sizes.items() if b <= batch and t <= sequence)
