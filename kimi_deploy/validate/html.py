@@ -27,6 +27,7 @@ th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(-
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child, th:last-child { text-align: left; }
 figure { margin: 0; } .plots { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; }
 .plots figure { flex: 2 1 560px; max-width: 720px; } .plots .square { flex: 1 1 300px; max-width: 360px; }
+.plots figure { overflow-x: auto; } .plots figure:not(.square) svg { min-width: 520px; }
 td:last-child { white-space: normal; min-width: 9rem; text-align: left; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--rule); } .bound { stroke: var(--red); stroke-dasharray: 5 4; } .range { stroke: var(--blue); }
@@ -93,6 +94,8 @@ def _checks(report: Mapping[str, Any]) -> str:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
+    # of 16-bit exports alone
+    choices = any(line["choices"] for line in report["summary"])
     rows = []
     for line in report["summary"]:
         worst = "" if line["worst_state"] is None else f"{line['state_peak']:.1e} {line['worst_state']}"
@@ -101,19 +104,19 @@ def _checks(report: Mapping[str, Any]) -> str:
         rows.append(
             [
                 escape(line["check"]),
+                verdict,
                 str(line["comparisons"]),
                 number(line["logits_peak"], ".1e"),
                 number(line["logits_rms"], ".1e"),
                 number(line["kl"], ".1e"),
                 *(number(line[key], ".1%") for key in ("top1", "top5", "top10")),
                 escape(worst),
-                str(line["choices"] or ""),
-                verdict,
+                *([str(line["choices"] or "")] if choices else []),
                 escape(line["note"]),
             ]
         )
-    headers = ["check", "compared", "logits max", "rms", "KL", "top-1", "top-5", "top-10", "worst state"]
-    return _table([*headers, "choices", "verdict", ""], rows)
+    headers = ["check", "verdict", "compared", "logits max", "rms", "KL", "top-1", "top-5", "top-10", "worst state"]
+    return _table([*headers, *(["choices"] if choices else []), ""], rows)
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -135,12 +135,14 @@ class Report:
 
         Every later layer inherits an error, and so do the logits: the first tensor is where to look.
         """
-        failed = [r for r in self.rows if r.judged and not r.passed]
-        if not failed:
-            return None
-        check = [r for r in self.rows if r.check == failed[0].check]
-        order = {name: at for at, name in enumerate(dict.fromkeys(r.tensor for r in check if r.tensor != "logits"))}
-        wrong = [r for r in failed if r.check == failed[0].check]
+        failed = next((r for r in self.rows if r.judged and not r.passed), None)
+        return None if failed is None else self._first_wrong(failed.check)
+
+    def _first_wrong(self, check: str) -> Row:
+        """Of a check that failed, the first wrong tensor in the model's order."""
+        rows = [r for r in self.rows if r.check == check]
+        order = {name: at for at, name in enumerate(dict.fromkeys(r.tensor for r in rows if r.tensor != "logits"))}
+        wrong = [r for r in rows if not r.passed]
         return min(wrong, key=lambda r: order.get(r.tensor, len(order)))
 
     def noise(self) -> float | None:
@@ -157,7 +159,13 @@ class Report:
             states = [r for r in rows if isinstance(r.difference, Difference)]
             worst = max(states, key=lambda r: r.peak, default=None)
             passed = all(r.passed for r in rows)
-            notes = [r.note for r in rows if r.note and r.passed == passed]
+            if passed or not all(r.judged for r in rows):
+                note = next((r.note for r in rows if r.note and r.passed == passed), "")
+            else:
+                wrong = self._first_wrong(check)
+                # quantised checks compare no tensor by name
+                note = f"{wrong.tensor}: {wrong.note}" if wrong.note and wrong.difference is not None else wrong.note
+                note = note or wrong.tensor
             lines.append(
                 {
                     "check": check,
@@ -173,7 +181,7 @@ class Report:
                     "choices": sum(r.choices for r in rows),
                     "judged": all(r.judged for r in rows),
                     "passed": passed,
-                    "note": notes[0] if notes else "",
+                    "note": note,
                 }
             )
         return lines

@@ -33,6 +33,7 @@ const svgs = [...document.querySelectorAll("svg")].map(svg => {
 });
 const table = document.querySelector(".wide");
 document.body.dataset.seen = JSON.stringify({ svgs, verdict: document.querySelector("h1 span").textContent,
+  verdicts: Math.max(...[...table.querySelectorAll(".pass, .fail")].map(e => e.getBoundingClientRect().right)),
   overflow: table.scrollWidth - table.clientWidth, page: document.body.scrollWidth - innerWidth });
 </script>
 """
@@ -67,10 +68,10 @@ def browse(folder: Path, html: str, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
 
-def measured(folder: Path, html: str) -> dict:
+def measured(folder: Path, html: str, *arguments: str) -> dict:
     """What the browser laid out. The page forbids scripts: the copy that is measured does not."""
     open_page = re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", f"{MEASURE}</body>")
-    dom = browse(folder, open_page, "--dump-dom").stdout
+    dom = browse(folder, open_page, *arguments, "--dump-dom").stdout
     found: dict = json.loads(re.search(r'data-seen="([^"]*)"', dom)[1].replace("&quot;", '"'))
     return found
 
@@ -94,6 +95,15 @@ def test_every_plot_is_drawn_inside_its_frame(name: str, request: pytest.Fixture
     assert seen["verdict"] == ("pass" if name == "right" else "FAIL")
     assert seen["overflow"] == 0
     assert seen["page"] <= 0
+
+
+@needs_chromium
+def test_a_narrow_window_shows_the_verdicts_and_legible_plots(wrong: str, tmp_path: Path) -> None:
+    seen = measured(tmp_path, wrong, "--window-size=500,2600")
+    # tables and plots scroll inside the page, which does not
+    assert seen["page"] <= 0
+    assert seen["verdicts"] < 500
+    assert min(s["width"] for s in seen["svgs"] if s["id"] != "scatter") >= 500
 
 
 @needs_chromium
@@ -140,6 +150,8 @@ def test_the_page_holds_everything_it_shows(right: str) -> None:
 def test_the_failure_names_tensor_place_and_command(wrong: str) -> None:
     assert "<strong>1.recurrent_state</strong> (key and value axes are swapped)" in wrong
     assert "--only prefill --prompt-index" in wrong
+    # in the table too, beside the check, not whatever was wrong first of all
+    assert "<td>1.recurrent_state: key and value axes are swapped</td>" in wrong
 
 
 def test_names_from_the_user_are_text_not_markup(model: Path, exported: Path) -> None:
