@@ -2,6 +2,9 @@
 
 A graph is recorded per state buffer and side, after one ordinary step of the same kind: recording orders nothing, so
 that the state moves on once per step, whether it was run, recorded and launched, or only launched.
+
+An engine reads the whole capacity of a cache that it is given. So a state of one row, whose first slots lie together,
+is given as one of fewer slots: the power of two that holds what the call fills. Slots behind stay as they were.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ from kimi_deploy.runtime.trt_storage import BufferPool, Buffers, TrtStorage
 
 log = logging.getLogger("kimi_deploy.tensorrt")
 
+SMALLEST_SHOWN = 256
+"""Slots of a cache that a call is shown at least: below, latent attention is no large part of a step."""
+
 
 class TrtRunner(Runner):
     """Runs an engine. `session` and `device` are TensorRT and CUDA; see `open_trt_runner`."""
@@ -56,7 +62,7 @@ class TrtRunner(Runner):
         self._on_layer = on_layer
         # a context per profile, and one per size of single-token steps: its graphs hold what it has allocated
         self._contexts: dict[tuple[str, int, int], EngineContext] = {}
-        self._warm: set[tuple[int, int]] = set()
+        self._warm: set[tuple[str, int, int]] = set()
         self._scratch: dict[str, DeviceBuffer] = {}
 
     @property
@@ -123,6 +129,7 @@ class TrtRunner(Runner):
         """The pieces of a call, each with its profile. Raises EngineError, before anything runs, when one has none."""
         batch, capacity = storage.buffers.batch, storage.buffers.capacity
         whole = Sizes(batch, call.input_ids.shape[1], capacity, call.logits_indices.shape[1])
+        # the profile is chosen for the whole capacity, so that what is shown never decides whether a call runs
         usable = [p for p in self._session.profiles if p.holds(whole, (BATCH, CAPACITY))]
         widest = max(usable, key=lambda p: p.largest(SEQUENCE), default=self._session.profiles[0])
         return [
@@ -145,7 +152,7 @@ class TrtRunner(Runner):
             context.bind(name, buffer.address)
         buffer = self._grown(LOGITS, logits.nbytes)
         context.bind(LOGITS, buffer.address)
-        self._set_shapes(context, values, storage.buffers)
+        self._set_shapes(context, values, storage.buffers, self._shown(call, profile, storage.buffers))
         self._bind(context, storage.buffers.addresses(storage.side))
         context.enqueue()
         self._device.download(buffer.address, logits)
@@ -156,12 +163,12 @@ class TrtRunner(Runner):
         buffers = storage.buffers
         profile = choose_profile(self._session.profiles, Sizes(buffers.batch, 1, buffers.capacity, 1))
         buffers.step.upload(self._inputs(call))
-        side = storage.side
+        side, shown = storage.side, self._shown(call, profile, buffers)
         try:
-            graph = buffers.graphs.get(side) or self._record(profile, buffers, side)
+            graph = buffers.graphs.get((side, shown)) or self._record(profile, buffers, side, shown)
             if graph is None:
-                self._order_step(profile, buffers, side)
-                self._warm.add((buffers.batch, buffers.capacity))
+                self._order_step(profile, buffers, side, shown)
+                self._warm.add((profile.name, buffers.batch, shown))
             else:
                 self._device.launch(graph)
         except Exception:
@@ -170,24 +177,33 @@ class TrtRunner(Runner):
             raise
         storage.side ^= 1
 
-    def _record(self, profile: ProfileLimits, buffers: Buffers, side: int) -> object | None:
+    def _shown(self, call: Call, profile: ProfileLimits, buffers: Buffers) -> int:
+        """Slots of the state's cache that the engine is given; all of them where there is more than one row."""
+        if not self.contract.has_latent or buffers.batch > 1:
+            return buffers.capacity
+        filled = int(call.past_lengths[0]) + call.input_ids.shape[1]
+        shown = max(1 << (filled - 1).bit_length(), SMALLEST_SHOWN)
+        sizes = Sizes(buffers.batch, call.input_ids.shape[1], shown, call.logits_indices.shape[1])
+        return shown if shown < buffers.capacity and profile.holds(sizes) else buffers.capacity
+
+    def _record(self, profile: ProfileLimits, buffers: Buffers, side: int, shown: int) -> object | None:
         """A graph of the step, or None while there can be none."""
         # TensorRT allocates and chooses in the first run of a shape, which a graph cannot record
-        if not self._graphs or (buffers.batch, buffers.capacity) not in self._warm:
+        if not self._graphs or (profile.name, buffers.batch, shown) not in self._warm:
             return None
         try:
-            graph: object = self._device.capture(lambda: self._order_step(profile, buffers, side))
+            graph: object = self._device.capture(lambda: self._order_step(profile, buffers, side, shown))
         except BackendError as error:
             self._graphs = False
             log.warning("decoding without CUDA graphs: %s", error)
             return None
-        buffers.graphs[side] = graph
+        buffers.graphs[side, shown] = graph
         return graph
 
-    def _order_step(self, profile: ProfileLimits, buffers: Buffers, side: int) -> None:
+    def _order_step(self, profile: ProfileLimits, buffers: Buffers, side: int, shown: int) -> None:
         """Everything of a single-token step that a graph repeats."""
         step = buffers.step
-        context = self._context(profile, buffers.batch, buffers.capacity)
+        context = self._context(profile, buffers.batch, shown)
         self._bind(context, step.addresses() | {LOGITS: step.logits.address} | buffers.addresses(side))
         context.enqueue()
         self._device.argmax(step.logits.address, buffers.batch, self.contract.vocab_size, step.index, step.value)
@@ -220,11 +236,11 @@ class TrtRunner(Runner):
         return self._scratch[name]
 
     @staticmethod
-    def _set_shapes(context: EngineContext, values: dict[str, np.ndarray], buffers: Buffers) -> None:
+    def _set_shapes(context: EngineContext, values: dict[str, np.ndarray], buffers: Buffers, shown: int) -> None:
         for name, value in values.items():
             context.set_shape(name, value.shape)
         for name in buffers.names:
-            context.set_shape(name, buffers.shape(name))
+            context.set_shape(name, buffers.shape(name, shown))
 
     @staticmethod
     def _bind(context: EngineContext, addresses: dict[str, int]) -> None:

@@ -35,16 +35,17 @@ class Buffers:
             nbytes = int(np.prod(self.shape(name))) * NUMPY_DTYPES[state.dtype].itemsize
             self._buffers[name] = [DeviceBuffer(device, nbytes) for _ in range(1 if name in aliased else 2)]
         self.step = StepMemory(device, contract, batch)
-        self.graphs: dict[int, Any] = {}
-        """By the side that is read."""
+        self.graphs: dict[tuple[int, int], Any] = {}
+        """By the side that is read, and the slots of the cache that the step is shown."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Past names of the states."""
         return tuple(self._states)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._states[name].shape(self.batch, self.capacity)
+    def shape(self, name: str, capacity: int | None = None) -> tuple[int, ...]:
+        """Of a state tensor; of its first `capacity` slots, which lie together where there is one row."""
+        return self._states[name].shape(self.batch, self.capacity if capacity is None else capacity)
 
     def dtype(self, name: str) -> str:
         return self._states[name].dtype

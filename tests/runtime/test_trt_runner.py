@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from kimi_deploy.contract import CAPACITY
 from kimi_deploy.errors import BackendError, EngineError, StateError
+from kimi_deploy.runtime import trt_runner as trt_runner_module
 from kimi_deploy.runtime.generation import generate
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.state import State
 from kimi_deploy.runtime.trt_runner import TrtRunner
 from kimi_deploy.runtime.trt_session import ProfileLimits
-from kimi_deploy.validate.faults.fake_tensorrt import FakeDevice, FakeSession, profile
+from kimi_deploy.validate.compare import compare
+from kimi_deploy.validate.faults.fake_tensorrt import FakeContext, FakeDevice, FakeSession, profile
+from kimi_deploy.validate.tolerances import tolerance
 from tests.runtime.conftest import greedy, random_ids, state_bytes
 from tests.runtime.hand_made_graph import write_hand_made_model
 
@@ -156,6 +160,37 @@ def test_a_call_larger_than_a_profile_is_cut_and_its_logits_put_together(
     assert_same_state(state, expected)
     largest = 8 if wanted == "all" and steps > 8 else 16
     assert len(session_of(trt).runs) == -(-steps // largest)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_single_row_is_shown_no_more_of_its_cache_than_it_fills(
+    trt: TrtRunner, runner: OrtRunner, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In prefill and in replayed steps, with the results of the whole cache; rows of a batch do not lie together."""
+    monkeypatch.setattr(trt_runner_module, "SMALLEST_SHOWN", 16)
+    shown: list[int] = []
+    run = FakeContext._run
+
+    def watched(self: FakeContext, sizes: dict[str, int], *rest: Any) -> None:
+        shown.append(sizes[CAPACITY])
+        run(self, sizes, *rest)
+
+    monkeypatch.setattr(FakeContext, "_run", watched)
+    state, expected = trt.new_state(batch, 100), runner.new_state(batch, 100)
+    ids = random_ids(batch, 20)
+    np.testing.assert_allclose(trt.forward(ids, state), runner.forward(ids, expected), **CLOSE)
+    difference = compare(decode(trt, state, 60), decode(runner, expected, 60))
+    assert difference.within(tolerance("graph_float32")), difference
+    assert_same_state(state, expected)
+    # pieces of 16 and 4 tokens, then a token a step
+    filled = [16, 20, *range(21, 81)]
+    assert shown == [min(1 << (n - 1).bit_length(), 100) if batch == 1 else 100 for n in filled]
+    assert device_of(trt).launches == 60 - len(set(shown[2:]))
+    # what was stored before and after a step of fewer slots is there when a later one is shown more
+    saved = state.snapshot()
+    trt.forward(random_ids(batch, 1, 5), state)
+    state.restore(saved)
+    assert_same_state(state, expected)
 
 
 def test_each_profile_has_its_own_work(trt: TrtRunner) -> None:

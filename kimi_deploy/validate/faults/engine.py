@@ -69,10 +69,10 @@ class _NotSwapped(TrtRunner):
 class _OneGraph(TrtRunner):
     """The graph of one side is launched for the other too: it reads and writes the addresses it was recorded with."""
 
-    def _record(self, profile: ProfileLimits, buffers: Buffers, side: int) -> object | None:
-        graph = super()._record(profile, buffers, side)
+    def _record(self, profile: ProfileLimits, buffers: Buffers, side: int, shown: int) -> object | None:
+        graph = super()._record(profile, buffers, side, shown)
         if graph is not None:
-            buffers.graphs = {0: graph, 1: graph}
+            buffers.graphs |= {(0, shown): graph, (1, shown): graph}
         return graph
 
 
@@ -81,7 +81,7 @@ class _OldInputs(TrtRunner):
 
     def _step(self, call: Call, storage: TrtStorage) -> None:
         step = storage.buffers.step
-        if storage.side in storage.buffers.graphs:
+        if any(side == storage.side for side, _ in storage.buffers.graphs):
             step.upload = lambda values: None  # type: ignore[method-assign]
         super()._step(call, storage)
         vars(step).pop("upload", None)
