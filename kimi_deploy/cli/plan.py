@@ -166,4 +166,4 @@ def _print(plan: Plan) -> None:
         f"{_size(plan.cpu_weights.mapped)} of it pages of the weight files, which the system can take back"
         + ("; it has no bfloat16 kernels: export float16 or float32" if plan.dtype == "bfloat16" else "")
     )
-    click.echo(f"export: {_size(plan.export_resident)} of memory, {_size(plan.export_disk)} of disk")
+    click.echo(f"export: at most {_size(plan.export_resident)} of memory, {_size(plan.export_disk)} of disk")

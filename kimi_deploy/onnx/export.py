@@ -92,7 +92,7 @@ def export_model(
         # here only so that a refusal comes before the work
         link_checkpoint_files(linked, folder, target)
         with progress("tracing the model", None), checkpoint.read_ahead():
-            model = _build_graph(checkpoint, contract, in_place)
+            model = build_graph(checkpoint, contract, in_place)
             plan = plan_weights(model, checkpoint, dtype, in_place)
             details: dict[str, Any] = {"dtype": dtype, "body": flavour}
             if quantization is not None:
@@ -142,7 +142,7 @@ def _remove_files(folder: Path) -> None:
         path.unlink()
 
 
-def _build_graph(checkpoint: Checkpoint, contract: GraphContract, untransposed: Collection[str]) -> ir.Model:
+def build_graph(checkpoint: Checkpoint, contract: GraphContract, untransposed: Collection[str]) -> ir.Model:
     """The graph that reads every parameter as it is, without bodies; no weight is read."""
     # torch, which takes seconds to load: not before the arguments are known to be right
     from kimi_deploy.onnx.trace import trace

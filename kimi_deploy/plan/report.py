@@ -206,12 +206,16 @@ def make_plan(
         tokens_per_second=None if speed is None else traffic.tokens_per_second(batch, speed),
         cpu_resident=request.cpu_memory().total,
         cpu_weights=request.cpu_weights(),
-        export_resident=export_resident_bytes(config, dtype),
+        export_resident=export_resident_bytes(config, dtype, request.scheme),
         export_disk=sum(c.nbytes for c in components) + GRAPH_BYTES,
     )
 
 
-def export_resident_bytes(config: KimiLinearConfig, dtype: Dtype) -> int:
-    """Peak resident memory of `kimi-deploy export`: the process, and the largest piece or all pieces in flight."""
-    head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * ITEM_BYTES[dtype]
+def export_resident_bytes(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None = None) -> int:
+    """Most resident memory of `kimi-deploy export`: the process, and the largest piece or all pieces in flight.
+
+    The head is one piece, for it is transposed, unless it is quantised.
+    """
+    whole = not config.tie_word_embeddings and not (scheme and scheme.head)
+    head = config.vocab_size * config.hidden_size * ITEM_BYTES[dtype] if whole else 0
     return EXPORT_PROCESS_BYTES + max(IN_FLIGHT_BYTES, head + 4 * PART_BYTES)

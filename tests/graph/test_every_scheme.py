@@ -50,14 +50,14 @@ def traced() -> list[ir.Model]:
 def test_the_graph_computes_what_its_levels_stand_for(
     text: str, model: Path, traced: list[ir.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = export_module._build_graph
+    build = export_module.build_graph
 
     def once(*arguments: Any) -> ir.Model:
         if not traced:
             traced.append(build(*arguments))
         return traced[0].clone()
 
-    monkeypatch.setattr(export_module, "_build_graph", once)
+    monkeypatch.setattr(export_module, "build_graph", once)
     output = tmp_path / "export"
     export(model, output, quantization=parse_scheme(text))
     assert Manifest.read(output).details["quantization"]["group"] == parse_scheme(text).group

@@ -54,7 +54,7 @@ def graphs() -> dict[tuple[Dtype, bool], ir.Model]:
 @pytest.fixture
 def run(model: Path, graphs: dict[tuple[Dtype, bool], ir.Model], monkeypatch: pytest.MonkeyPatch) -> Export:
     """export_model of `model` with the graph traced once."""
-    build = export_module._build_graph
+    build = export_module.build_graph
 
     def remembered(checkpoint: Checkpoint, contract: GraphContract, untransposed: Any) -> ir.Model:
         key = (contract.dtype, bool(untransposed))
@@ -62,7 +62,7 @@ def run(model: Path, graphs: dict[tuple[Dtype, bool], ir.Model], monkeypatch: py
             graphs[key] = build(checkpoint, contract, untransposed)
         return graphs[key].clone()
 
-    monkeypatch.setattr(export_module, "_build_graph", remembered)
+    monkeypatch.setattr(export_module, "build_graph", remembered)
 
     def export(output: Path, folder: Path = model, dtype: Dtype = "float32", **settings: Any) -> Manifest:
         return export_model(
@@ -352,7 +352,7 @@ def test_a_piece_holds_no_more_memory_than_it_says(
     monkeypatch.setattr(weights, "PART_BYTES", 1 << 16)
     monkeypatch.setattr(cast, "BLOCK_ELEMENTS", 1 << 12)
     folder = write_model(tmp_path / "wide", config("KM", vocab_size=4096, hidden_size=128, moe_intermediate_size=64))
-    graph = export_module._build_graph(
+    graph = export_module.build_graph(
         Checkpoint.open(folder), GraphContract.of(Checkpoint.open(folder).config, dtype), ()
     )
     for piece in plan_weights(graph, Checkpoint.open(folder), dtype).pieces:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -160,14 +161,35 @@ def test_the_tiled_form_is_the_one_that_runs_once_as_much_is_cached(tmp_path: Pa
         assert ("MultiHeadAttention" in kernels(model, case_arrays(steps, past, None, 5), tmp_path)) is tiled
 
 
+def test_a_decode_step_makes_no_keys_of_the_cache_and_a_long_prefill_does(tmp_path: Path) -> None:
+    attributes = mla_attributes()
+    sizes = Sizes(*(int(attributes[a.name]) for a in SPEC.attributes if a.type == "int"))
+    past = 5
+    for steps in (1, 2, sizes.expand_from - 1, sizes.expand_from):  # type: ignore[operator]
+        arrays = case_arrays(steps, [past], None, 9)
+        model = op_model(SPEC, body("ort", attributes, "float32"), attributes, "float32", arrays)
+        shapes = [shape for event in profiled(model, arrays, tmp_path) for shape in output_shapes(event)]
+        keys = [1, sizes.heads, past + steps, sizes.nope]
+        assert (keys in shapes) is (steps == sizes.expand_from), steps
+
+
 def kernels(model: onnx.ModelProto, arrays: Arrays, folder: Path) -> set[str]:
     """Operators of the kernels that ran."""
+    return {event["args"]["op_name"] for event in profiled(model, arrays, folder)}
+
+
+def profiled(model: onnx.ModelProto, arrays: Arrays, folder: Path) -> list[dict[str, Any]]:
+    """An event for each kernel that ran."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "trace")
-    profiled = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    run(profiled, arrays)
-    events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
-    return {e["args"]["op_name"] for e in events if e["name"].endswith("_kernel_time")}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run(session, arrays)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return [e for e in events if e["name"].endswith("_kernel_time")]
+
+
+def output_shapes(event: dict[str, Any]) -> list[list[int]]:
+    return [shape for output in event["args"]["output_type_shape"] for shape in output.values()]
 
 
 def test_onnx_runtime_reads_the_cache_without_transposing_it(tmp_path: Path) -> None:

@@ -142,6 +142,22 @@ def test_a_single_token_with_large_experts_takes_the_kernel(monkeypatch) -> None
     assert not np.array_equal(*outputs)
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_decode_step_reads_no_expert_that_is_not_chosen(flavour: Flavour) -> None:
+    """NaN in the others' weights: a product that only weighs them with zero would pass it on, as that of many does."""
+    attributes = moe_attributes(experts=16, top_k=2)
+    arrays = moe_arrays(attributes, 1, 1)
+    arrays["router_bias"] = np.where(np.arange(16) < 2, 9, 0).astype(np.float32)
+    (expected,) = moe_reference(arrays, attributes)
+    for name in ("gate_up_weight", "down_weight"):
+        arrays[name][2:] = np.nan
+    built = session(op_model(SPEC, body(flavour, attributes, "float32"), attributes, "float32", arrays))
+    assert_close(run(built, arrays)["output"], expected)
+    many = arrays | {"hidden_states": np.repeat(arrays["hidden_states"], 40, 1)}
+    if flavour == "primitive":
+        assert np.isnan(run(built, many)["output"]).any()
+
+
 def test_an_expert_that_overflows_but_is_not_chosen_does_not_matter() -> None:
     attributes = moe_attributes(experts=4, top_k=1)
     arrays = moe_arrays(attributes, 1, 40)
