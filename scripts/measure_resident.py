@@ -32,45 +32,46 @@ def main() -> int:
     parser.add_argument("export", type=Path, metavar="EXPORT")
     parser.add_argument("--context", default="514,2050", metavar="TOKENS", help="comma-separated")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--kernels", default="none", metavar="auto|none|FILE", help="the library of CPU kernels")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     contexts = [int(c) for c in arguments.context.split(",")]
     if arguments.here:
-        print(json.dumps(run(arguments.export, contexts[0], arguments.threads)))
+        print(json.dumps(run(arguments.export, contexts[0], arguments.threads, arguments.kernels)))
         return 0
     worst = 0.0
     for context in contexts:
         command = [sys.executable, __file__, str(arguments.export), "--here", "--context", str(context)]
-        command += ["--threads", str(arguments.threads)]
+        command += ["--threads", str(arguments.threads), "--kernels", arguments.kernels]
         measured = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        planned = plan(arguments.export, context)
+        planned = plan(arguments.export, context, arguments.kernels != "none")
         ratio = planned["planned"] / measured["measured"]
         worst = max(worst, abs(ratio - 1))
         print(json.dumps({"context": context, **measured, **planned, "planned_over_measured": round(ratio, 3)}))
     return int(worst > ALLOWED)
 
 
-def plan(export: Path, context: int) -> dict[str, int]:
+def plan(export: Path, context: int, kernels: bool) -> dict[str, int]:
     """What `kimi-deploy plan` says of the export for one sequence."""
     details = Manifest.read(export).details
     config = KimiLinearConfig.from_folder(export)
     request = Request(config, details["dtype"], context, batch=1, scheme=recorded_scheme(details))
-    weights = request.cpu_weights()
+    weights = request.cpu_weights(kernels)
     return {
-        "planned": request.cpu_memory().total,
+        "planned": request.cpu_memory(kernels).total,
         "planned_packed_weights": weights.packed,
         "planned_mapped_weights": weights.mapped,
     }
 
 
-def run(export: Path, context: int, threads: int) -> dict[str, int]:
+def run(export: Path, context: int, threads: int, kernels: str) -> dict[str, int]:
     """Prefill `context` - 1 tokens and decode one, here; the memory of this process afterwards."""
     import numpy as np
 
     from kimi_deploy.runtime.generation import prefill
     from kimi_deploy.runtime.ort_runner import OrtRunner
 
-    runner = OrtRunner(export, threads=threads)
+    runner = OrtRunner(export, threads=threads, kernels=kernels)
     state = runner.new_state(1, context)
     ids = np.random.default_rng(0).integers(0, runner.contract.vocab_size, (1, context))
     prefill(runner, ids[:, :-1], state, chunk=DEFAULT_CHUNK)

@@ -1,8 +1,9 @@
 """Resident memory of a process that runs an export on ONNX Runtime's CPU provider, by what holds it.
 
-Every rule here is of ONNX Runtime 1.32 on x86-64 and its function bodies, found by following what it keeps: `Anonymous`
-and file pages of /proc/self/smaps after loading, and the initializers of the graph that it has optimised. The
-processes measured are those of `scripts/measure_resident.py`.
+Every rule here is of ONNX Runtime 1.32 on x86-64, found by following what it keeps: `Anonymous` and file pages of
+/proc/self/smaps after loading, and the initializers of the graph that it has optimised. `kernels` says whether our ops
+run in the library of CPU kernels (`kimi_deploy/runtime/ort_kernels.py`), which reads weights where they lie, or as
+their function bodies. The processes measured are those of `scripts/measure_resident.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from kimi_deploy.quantization.selection import Role, quantized_parameters
 from kimi_deploy.quantization.storage import stored_parts
 from kimi_deploy.weights import weight_table
 
-PROCESS_BYTES = 90_000_000
-"""Python, NumPy, ONNX Runtime's code and a graph of some thousand nodes."""
+PROCESS_BYTES, PROCESS_BYTES_WITH_KERNELS = 90_000_000, 82_000_000
+"""Python, NumPy, ONNX Runtime's code and a graph of some thousand nodes, or of some hundred without the bodies."""
 KV_B_COPIES = 4.5
 """LatentAttention's body reads `kv_b_proj` in the forms of its branches, each of which is folded to a constant: the key
 half once as it is, both halves transposed for either of two branches, and again for two products that pack theirs."""
@@ -37,14 +38,16 @@ class CpuWeights:
     mapped: int
 
 
-def cpu_weights(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None, tokens: int) -> CpuWeights:
+def cpu_weights(
+    config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None, tokens: int, kernels: bool = False
+) -> CpuWeights:
     """What is in memory of an export's weights after `tokens` tokens of all rows together, equally likely each.
 
     `scheme` is settled. A float32 weight is in memory once: packed by the product that reads it, or mapped. One of 16
     bits is widened when it is loaded. Of experts that are mapped only those chosen count, of an embedding table what
     lies around the rows looked up.
     """
-    kept = _kept(config, dtype, scheme)
+    kept = _kept(config, dtype, scheme, kernels)
     chosen = expected_experts(config, tokens) / config.num_experts if config.num_experts else 0.0
     looked_up = sum(_looked_up(nbytes, tokens) for nbytes in kept.tables)
     return CpuWeights(kept.packed, round(kept.mapped + kept.experts * chosen + looked_up))
@@ -61,24 +64,29 @@ class _Kept:
 
 
 @lru_cache(maxsize=8)
-def _kept(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None) -> _Kept:
+def _kept(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None, kernels: bool) -> _Kept:
     roles = quantized_parameters(config, scheme) if scheme else {}
     packed = mapped = experts = 0
     tables: tuple[int, ...] = ()
     for weight in weight_table(config):
         component, wide = component_of(weight, config), weight_bytes(weight, "float32")
         if scheme is not None and weight.name in roles:
+            stored = tuple(part.nbytes for part in stored_parts(weight.shape, roles[weight.name], scheme))
             if component == "embeddings":
-                tables = tuple(part.nbytes for part in stored_parts(weight.shape, "embeddings", scheme))
-                continue
-            own, read = quantized_bytes(weight.shape, roles[weight.name], scheme)
-            packed, mapped = packed + own, mapped + read
+                tables = stored
+            elif component == "experts" and kernels:
+                experts += sum(stored)
+            else:
+                own, read = quantized_bytes(weight.shape, roles[weight.name], scheme)
+                packed, mapped = packed + own, mapped + read
         elif component == "embeddings" and not config.tie_word_embeddings:
             tables = (weight_bytes(weight, dtype),)
         elif component == "experts" and dtype == "float32":
             experts += wide
+        elif weight.name.endswith("kv_b_proj.weight"):
+            packed, mapped = packed + (0 if kernels else round(KV_B_COPIES * wide)), mapped + kernels * wide
         else:
-            packed += round(KV_B_COPIES * wide) if weight.name.endswith("kv_b_proj.weight") else wide
+            packed += wide
     return _Kept(packed, mapped, experts, tables)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype, state_table
@@ -106,24 +107,30 @@ def break_even_tokens(config: KimiLinearConfig, dtype: Dtype) -> float:
     return kda_state_bytes(config, dtype) / saved if saved else math.inf
 
 
+Attention = Literal["whole", "tiled", "kernel"]
+"""What a step keeps of its attention: float32 scores over the whole context; of a call whose past is at least as long
+as itself no scores of that, but the keys and values of all heads, as `ort` bodies do; nothing that grows."""
+
+
 def activation_bytes(
-    config: KimiLinearConfig, batch: int, tokens: int, context: int, item: int = 4, tiled: bool = False
+    config: KimiLinearConfig, batch: int, tokens: int, context: int, item: int = 4, attention: Attention = "whole"
 ) -> int:
     """Estimate of what a step over `tokens` tokens of each row holds beside weights and states, at `context` tokens.
 
     The widest layer's tensors that live together: a token mixer's projections before and after its op, or the chosen
-    experts' inputs, gates and outputs, of `item` bytes; float32 attention scores over the context three times
-    (2.5 to 3.5 times measured with ONNX Runtime 1.32); a float32 row of logits per sequence. `tiled`: a call whose past
-    is at least as long as itself keeps no scores of it, but the keys and values of all heads, as `ort` bodies do: as
-    made, in the order that the kernel wants, and in freed pieces that were large enough for a shorter past.
+    experts' inputs, gates and outputs, of `item` bytes; float32 attention scores three times (2.5 to 3.5 times measured
+    with ONNX Runtime 1.32); a float32 row of logits per sequence. Keys and values of the tiled form are there three
+    times as well: as made, in the order that its kernel wants, and in freed pieces that were large enough for a
+    shorter past.
     """
     kda = 8 * config.linear_dim if "linear_attention" in config.layer_types else 0
     mla, scores, expanded = 0, 0, 0
     if "full_attention" in config.layer_types:
-        mla = config.num_attention_heads * (2 * config.latent_dim + config.qk_head_dim)
-        scores = 3 * config.num_attention_heads * (tokens if tiled else context) * 4
-        if tiled:
-            expanded = 3 * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim) * context * 4
+        heads = config.num_attention_heads
+        mla = heads * (2 * config.latent_dim + config.qk_head_dim)
+        scores = {"whole": 3 * heads * context * 4, "tiled": 3 * heads * tokens * 4, "kernel": 0}[attention]
+        if attention == "tiled":
+            expanded = 3 * heads * (config.qk_head_dim + config.v_head_dim) * context * 4
     moe = 0
     if "sparse" in config.mlp_types:
         moe = config.num_experts_per_token * (3 * config.moe_intermediate_size + 2 * config.hidden_size)

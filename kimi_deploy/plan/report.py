@@ -9,10 +9,11 @@ from typing import Any, Literal
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
 from kimi_deploy.onnx.budget import IN_FLIGHT_BYTES, PART_BYTES
-from kimi_deploy.plan.cpu import PROCESS_BYTES, CpuWeights, cpu_weights
+from kimi_deploy.plan.cpu import PROCESS_BYTES, PROCESS_BYTES_WITH_KERNELS, CpuWeights, cpu_weights
 from kimi_deploy.plan.gpus import Gpu
 from kimi_deploy.plan.memory import (
     ITEM_BYTES,
+    Attention,
     Component,
     activation_bytes,
     break_even_tokens,
@@ -89,6 +90,8 @@ class Plan:
     tokens_per_second: float | None
     cpu_resident: int
     cpu_weights: CpuWeights
+    cpu_resident_with_kernels: int
+    cpu_weights_with_kernels: CpuWeights
     export_resident: int
     export_disk: int
 
@@ -124,22 +127,32 @@ class Request:
         weights = sum(c.nbytes for c in weight_components(self.config, self.dtype))
         return self._beside(weights, DEVICE_RESERVE, ITEM_BYTES[self.dtype])
 
-    def cpu_memory(self) -> Memory:
-        """Of a process that runs the export on ONNX Runtime's CPU provider, after a prefill of all `context` tokens."""
-        weights = self.cpu_weights()
-        return self._beside(weights.packed + weights.mapped, PROCESS_BYTES, ITEM_BYTES["float32"], tiled=True)
+    def cpu_memory(self, kernels: bool = False) -> Memory:
+        """Of a process that runs the export on ONNX Runtime's CPU provider, after a prefill of all `context` tokens.
 
-    def cpu_weights(self) -> CpuWeights:
+        With `kernels`, in the library of CPU kernels, which runs float32 graphs; else as function bodies.
+        """
+        kernels = kernels and self.dtype == "float32"
+        weights = self.cpu_weights(kernels)
+        return self._beside(
+            weights.packed + weights.mapped,
+            PROCESS_BYTES_WITH_KERNELS if kernels else PROCESS_BYTES,
+            ITEM_BYTES["float32"],
+            "kernel" if kernels else "tiled",
+        )
+
+    def cpu_weights(self, kernels: bool = False) -> CpuWeights:
         """The part of `cpu_memory` that is weights."""
-        return cpu_weights(self.config, self.dtype, self.scheme, self.batch * self.context)
+        kernels = kernels and self.dtype == "float32"
+        return cpu_weights(self.config, self.dtype, self.scheme, self.batch * self.context, kernels)
 
-    def _beside(self, weights: int, reserve: int, item: int, tiled: bool = False) -> Memory:
+    def _beside(self, weights: int, reserve: int, item: int, attention: Attention = "whole") -> Memory:
         tokens = min(self.chunk, self.context)
         return Memory(
             weights,
             STATE_BUFFERS * self.batch * kda_state_bytes(self.config, self.dtype),
             self.batch * self.context * latent_bytes_per_token(self.config, self.dtype),
-            activation_bytes(self.config, self.batch, tokens, self.context, item, tiled),
+            activation_bytes(self.config, self.batch, tokens, self.context, item, attention),
             reserve,
         )
 
@@ -206,6 +219,8 @@ def make_plan(
         tokens_per_second=None if speed is None else traffic.tokens_per_second(batch, speed),
         cpu_resident=request.cpu_memory().total,
         cpu_weights=request.cpu_weights(),
+        cpu_resident_with_kernels=request.cpu_memory(kernels=True).total,
+        cpu_weights_with_kernels=request.cpu_weights(kernels=True),
         export_resident=export_resident_bytes(config, dtype, request.scheme),
         export_disk=sum(c.nbytes for c in components) + GRAPH_BYTES,
     )
