@@ -405,13 +405,24 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     metavar="DIR",
     help="Folder for kernels.json and, with the plot extra, kernels.png.",
 )
+@click.option(
+    "--cpu", is_flag=True, help="Instead: the experts of mini-62m on ONNX Runtime's CPU, our kernel and its own."
+)
+@click.option(
+    "--threads", default=2, show_default=True, type=click.IntRange(1), help="Of --cpu: threads of every process."
+)
 @json_option
-def kernels_command(full: bool, budget: float | None, output: Path | None, as_json: bool) -> None:
+def kernels_command(
+    full: bool, budget: float | None, output: Path | None, cpu: bool, threads: int, as_json: bool
+) -> None:
     """Measure KimiDeltaAttention on this machine's GPU: time, share of the floors, error.
 
     This project's CUDA and Triton kernels, and of fla-core, FlashKDA and FlashInfer those that are installed, on the
     same inputs in one process. Cold caches, medians, errors against a float64 recurrence.
     """
+    if cpu:
+        _experts(threads, as_json)
+        return
     from kimi_deploy.bench.kernels.cases import full_cases, quick_cases
     from kimi_deploy.bench.kernels.device import require_device
 
@@ -434,6 +445,38 @@ def kernels_command(full: bool, budget: float | None, output: Path | None, as_js
         say(f"failed: {failure}")
     if failures(report) or report["interrupted"]:
         click.get_current_context().exit(1)
+
+
+def _experts(threads: int, as_json: bool) -> None:
+    from kimi_deploy.bench.experts import FORMATS, run_experts_bench
+    from kimi_deploy.runtime.ort_kernels import OrtKernels
+
+    rounds, repeats = 2, 10
+    path = OrtKernels.open().path
+    with progress("measuring", 2 * rounds * len(FORMATS), unit="runs") as advance:
+        report = run_experts_bench(threads, rounds, repeats, path, advance)
+    if as_json:
+        print_json(report)
+        return
+    print_table(
+        ("weights", "tokens", "kernel (us)", "ONNX Runtime (us)", "ONNX Runtime / kernel", "kernel / floor"),
+        [
+            (
+                row["format"],
+                str(row["tokens"]),
+                f"{row['kernel'] * 1e6:.0f}",
+                f"{row['body'] * 1e6:.0f}",
+                f"{row['body'] / row['kernel']:.2f}",
+                f"{row['kernel'] / row['floor']:.2f}",
+            )
+            for row in report["rows"]
+        ],
+    )
+    rates = report["rates"]
+    click.echo(
+        f"a layer of experts on {threads} threads; floors of products that read {rates['read_bytes'] / 1e9:.1f} GB/s "
+        f"with one row and do {rates['multiply_adds'] / 1e9:.0f} G multiply-adds/s with many"
+    )
 
 
 def _print_kernels(report: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // float32 experts, as LevelRows are quantised ones.
 class WeightRows : public FloatRows {
  public:
-  static constexpr bool kRounds = false;
+  static constexpr bool kRounds = false, kStepStrips = false;
   WeightRows(const ExpertWeights& w, int64_t expert, int64_t rows, int64_t columns, int64_t)
       : FloatRows{static_cast<const float*>(w.values) + expert * rows * columns, columns} {}
   static int64_t granule(int64_t) { return kLanes; }
@@ -53,7 +53,7 @@ struct Memory {
   float *logits, *weights, *sorted_weights, *prepared, *activations, *scratch;
   int32_t *experts, *tokens, *offsets;
   Unit* units;
-  int64_t scratch_floats;
+  int64_t steps, panel, scratch_floats;  // of a thread's scratch: floats before its parts, after a strip, and all
   size_t bytes;
 };
 
@@ -63,9 +63,12 @@ Memory lay_out(const MixtureOfExpertsArguments& a, const Parallel& parallel) {
   const int64_t most_units = least(choices, a.num_experts + choices / (kStrip / 2));
   // a strip has more than kFew tokens and is padded to whole vectors
   const int64_t padding = least(most_units, choices / kFew) * (kLanes - 1);
-  const int64_t panel = std::is_same_v<Rows, WeightRows> ? 0 : kTileRows * most(a.hidden, a.intermediate);
+  const int64_t widest = most(a.hidden, a.intermediate);
+  const int64_t panel = std::is_same_v<Rows, WeightRows> ? 0 : kTileRows * widest;
   Memory m{};
-  m.scratch_floats = round_up(most(a.hidden, kDownRows) * kStrip + panel, 16);
+  m.steps = most(Rows::kStepStrips ? widest : a.hidden, kDownRows) * kStrip;
+  m.panel = m.steps + (Rows::kStepStrips ? StepStrip::size(a.hidden, kStrip, a.block_size) : 0);
+  m.scratch_floats = round_up(m.panel + panel, 16);
   const auto start = reinterpret_cast<uintptr_t>(a.workspace);
   uintptr_t at = start;
   auto take = [&at](auto*& pointer, int64_t count) {
@@ -208,21 +211,53 @@ class MixtureOfExperts {
   void strip_gate_up(const Rows& rows, const Unit& unit, int64_t begin, int64_t end, float* scratch) {
     const float* x[kStrip];
     for (int64_t i = 0; i < unit.count; ++i) x[i] = a_.hidden_states + m_.tokens[unit.first + i] * a_.hidden;
-    pack_strip(x, unit.count, unit.width, a_.hidden, scratch);
-    if constexpr (Rows::kRounds) round_strip(scratch, a_.hidden, unit.width, a_.block_size);
-    float* activations = m_.activations + unit.activation;
     const int64_t width = unit.width;
+    pack_strip(x, unit.count, width, a_.hidden, scratch);
+    float* activations = m_.activations + unit.activation;
+    if constexpr (Rows::kStepStrips) {
+      const StepStrip steps(scratch + m_.steps, a_.hidden, width, a_.block_size);
+      round_to_steps<Rows::kInterleave>(scratch, 0, a_.hidden, width, a_.block_size, steps);
+      // the strip's floats are not needed any more
+      strip_swiglu(rows, width, begin, end, steps, scratch + m_.panel, scratch);
+      round_to_steps<Rows::kInterleave>(scratch, begin, end, width, a_.block_size,
+                                        StepStrip(activations, a_.intermediate, width, a_.block_size));
+    } else {
+      if constexpr (Rows::kRounds) round_strip(scratch, a_.hidden, width, a_.block_size);
+      strip_swiglu(rows, width, begin, end, scratch, scratch + m_.panel, activations + begin * width);
+      if constexpr (Rows::kRounds) round_strip(activations + begin * width, end - begin, width, a_.block_size);
+    }
+  }
+
+  // Activations [begin, end) of a strip, into [end - begin, width].
+  template <class Strip>
+  void strip_swiglu(const Rows& rows, int64_t width, int64_t begin, int64_t end, const Strip& strip, float* panel,
+                    float* to) {
     for (int64_t r = 2 * begin; r < 2 * end; r += kTileRows) {
       const int64_t count = least(kTileRows, 2 * end - r);
       float y[kTileRows * kStrip];
-      int64_t stride;
-      const float* weights = rows.panel(r, count, scratch + a_.hidden * kStrip, &stride);
-      tile_rows(count, width / kLanes, weights, stride, scratch, a_.hidden, y);
+      strip_products(rows, r, count, width, a_.hidden, strip, panel, y);
       for (int64_t i = 0; i < count; i += 2) {
-        swiglu(y + i * width, y + (i + 1) * width, width, activations + (r + i) / 2 * width);
+        swiglu(y + i * width, y + (i + 1) * width, width, to + ((r + i) / 2 - begin) * width);
       }
     }
-    if constexpr (Rows::kRounds) round_strip(activations + begin * width, end - begin, width, a_.block_size);
+  }
+
+  // y [count, width] of up to kTileRows rows of so many columns.
+  static void strip_products(const Rows& rows, int64_t row, int64_t count, int64_t width, int64_t columns,
+                             const float* strip, float* panel, float* y) {
+    int64_t stride;
+    const float* weights = rows.panel(row, count, panel, &stride);
+    tile_rows(count, width / kLanes, [&](int64_t r, auto R, auto V) {
+      tile<R(), V()>(weights + r * stride, stride, strip, columns, y + r * width);
+    });
+  }
+  static void strip_products(const Rows& rows, int64_t row, int64_t count, int64_t width, int64_t,
+                             const StepStrip& strip, float* panel, float* y) {
+    if constexpr (Rows::kStepStrips) {
+      tile_rows(count, width / kLanes, [&](int64_t r, auto R, auto V) {
+        rows.template step_tile<R(), V()>(row + r, strip, reinterpret_cast<uint32_t*>(panel), y + r * width);
+      });
+    }
   }
 
   void down() {
@@ -256,17 +291,21 @@ class MixtureOfExperts {
   }
 
   void strip_down(const Rows& rows, const Unit& unit, int64_t begin, int64_t end, float* scratch) {
-    const float* activations = m_.activations + unit.activation;
+    float* activations = m_.activations + unit.activation;
+    const int64_t width = unit.width;
     for (int64_t r = begin; r < end; r += kTileRows) {
       const int64_t count = least(kTileRows, end - r);
-      int64_t stride;
-      const float* weights = rows.panel(r, count, scratch + most(a_.hidden, kDownRows) * kStrip, &stride);
-      tile_rows(count, unit.width / kLanes, weights, stride, activations, a_.intermediate,
-                scratch + (r - begin) * unit.width);
+      float* y = scratch + (r - begin) * width;
+      if constexpr (Rows::kStepStrips) {
+        const StepStrip strip(activations, a_.intermediate, width, a_.block_size);
+        strip_products(rows, r, count, width, a_.intermediate, strip, scratch + m_.panel, y);
+      } else {
+        strip_products(rows, r, count, width, a_.intermediate, activations, scratch + m_.panel, y);
+      }
     }
     float* output[kStrip];
     for (int64_t i = 0; i < unit.count; ++i) output[i] = a_.output + m_.tokens[unit.first + i] * a_.hidden + begin;
-    add_transposed(scratch, unit.width, end - begin, unit.count, m_.sorted_weights + unit.first, output);
+    add_transposed(scratch, width, end - begin, unit.count, m_.sorted_weights + unit.first, output);
   }
 
   // What a row of few tokens is multiplied with.

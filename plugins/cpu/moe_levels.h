@@ -47,10 +47,73 @@ inline void round_strip(float* strip, int64_t columns, int64_t width, int64_t bl
   }
 }
 
+// Steps of a strip, four to a word: words [columns / 4, width], and of each block of columns the scale and the sum of
+// the steps times it, [columns / block, width].
+struct StepStrip {
+  uint32_t* words;
+  float *scales, *sums;
+
+  // In floats of memory.
+  static int64_t size(int64_t columns, int64_t width, int64_t block) {
+    return (columns / 4 + 2 * (columns / block)) * width;
+  }
+  StepStrip(float* memory, int64_t columns, int64_t width, int64_t block)
+      : words(reinterpret_cast<uint32_t*>(memory)),
+        scales(memory + columns / 4 * width),
+        sums(scales + columns / block * width) {}
+};
+
+// Puts the columns [begin, end) of a strip, whole blocks, into their places. `strip` begins at column `begin`. A word
+// holds every (Interleave)th column of 4 * Interleave, as the levels of a row's words do.
+template <int Interleave>
+inline void round_to_steps(const float* strip, int64_t begin, int64_t end, int64_t width, int64_t block,
+                           const StepStrip& to) {
+  for (int64_t k0 = begin; k0 < end; k0 += block) {
+    for (int64_t t = 0; t < width; t += kLanes) {
+      const float* from = strip + (k0 - begin) * width + t;
+      Vec largest{}, poison{};
+      for (int64_t k = 0; k < block; ++k) {
+        const Vec x = load(from + k * width);
+        largest = larger(magnitude(x), largest);
+        poison += x * 0.0f;
+      }
+      const Vec scale = largest / 127.0f;
+      const Vec inverse = scale > 0.0f ? 1.0f / scale : Vec{};
+      Integers total{};
+      for (int64_t k = 0; k < block; k += 4 * Interleave) {
+        for (int64_t i = 0; i < Interleave; ++i) {
+          Words word{};
+          for (int64_t j = 0; j < 4; ++j) {
+            float steps[KIMI_LANES];
+            store(steps, load(from + (k + j * Interleave + i) * width) * inverse);
+            for (float& step : steps) step = __builtin_rintf(step);
+            const Integers whole = __builtin_convertvector(load(steps), Integers);
+            total += whole;
+            word |= (reinterpret_cast<Words>(whole) & 255u) << static_cast<uint32_t>(8 * j);
+          }
+          __builtin_memcpy(to.words + ((k0 + k) / 4 + i) * width + t, &word, sizeof word);
+        }
+      }
+      const Vec finite = scale + poison;
+      store(to.scales + k0 / block * width + t, finite);
+      store(to.sums + k0 / block * width + t, __builtin_convertvector(total, Floats) * finite);
+    }
+  }
+}
+
 template <int Bits, bool Steps>
 class LevelRows {
  public:
-  static constexpr bool kRounds = Steps;
+  // Strips of steps where this machine has products of bytes that are worth it.
+#if defined(__AVX512VNNI__)
+  static constexpr bool kStepStrips = Steps;
+#elif defined(__SSSE3__)
+  static constexpr bool kStepStrips = Steps && Bits == 4;
+#else
+  static constexpr bool kStepStrips = false;
+#endif
+  static constexpr bool kRounds = Steps && !kStepStrips;
+  static constexpr int kInterleave = Bits == 4 ? 2 : 1;
   static constexpr int64_t kLaneLevels = 32 / Bits;
   static constexpr int64_t kChunk = kLaneLevels * kLanes;  // columns
 
@@ -156,7 +219,62 @@ class LevelRows {
     return scratch;
   }
 
+  // y[r * width + t] of rows [row, row + R) by a strip of V vectors of steps; `scratch` holds R * columns bytes.
+  template <int R, int V>
+  void step_tile(int64_t row, const StepStrip& strip, uint32_t* scratch, float* y) const {
+    const uint32_t* levels;
+    if constexpr (Bits == 4) {
+      for (int64_t r = 0; r < R; ++r) unpack(levels_ + (row + r) * columns_ / 2, scratch + r * (columns_ / 4));
+      levels = scratch;
+    } else {
+      levels = reinterpret_cast<const uint32_t*>(levels_ + row * columns_);
+    }
+    constexpr int64_t width = V * kLanes;
+    const int64_t words = columns_ / 4, block_words = block_ / 4;
+    for (int64_t b = 0; b < blocks_; ++b) {
+      Integers total[R][V] = {};
+      for (int64_t k = b * block_words; k < (b + 1) * block_words; ++k) {
+        Words x[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) x[v] = load_words(strip.words + (k * V + v) * kLanes);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+          uint32_t word;
+          __builtin_memcpy(&word, levels + r * words + k, sizeof word);
+          const Words w = word - Words{};
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) {
+            total[r][v] = Bits == 4 ? dot4_nibbles(total[r][v], w, x[v]) : dot4(total[r][v], w, x[v]);
+          }
+        }
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const float scale = scales_[(row + r) * blocks_ + b];
+        const float zero = static_cast<float>(zeros_ ? zero_of(row + r, b) : 1 << (Bits - 1));
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          const int64_t at = b * width + v * kLanes;
+          const Vec sum = __builtin_convertvector(total[r][v], Floats) * load(strip.scales + at);
+          const Vec added = (sum - zero * load(strip.sums + at)) * scale;
+          float* to = y + (r * V + v) * kLanes;
+          store(to, b == 0 ? added : load(to) + added);
+        }
+      }
+    }
+  }
+
  private:
+  // Words of four levels of a row: the low halves of each word's bytes, then the high ones.
+  void unpack(const uint8_t* row, uint32_t* to) const {
+    for (int64_t i = 0; i < columns_ / 8; ++i) {
+      uint32_t word;
+      __builtin_memcpy(&word, row + 4 * i, sizeof word);
+      to[2 * i] = word & 0x0f0f0f0fu;
+      to[2 * i + 1] = word >> 4 & 0x0f0f0f0fu;
+    }
+  }
+
   static constexpr int64_t kMaxBlocks = kChunk / 32 > 0 ? kChunk / 32 : 1;
   static constexpr int64_t kInputs = Steps ? kLaneLevels / 4 * kLanes : kChunk;  // floats
   static constexpr int64_t kChunkFloats = kInputs + (Steps ? 2 : 1) * kLanes;

@@ -2,6 +2,7 @@
 // of weights are read as they lie, one value for all lanes.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "moe_rows.h"
@@ -68,33 +69,25 @@ inline void tile(const float* weights, int64_t stride, const float* strip, int64
   }
 }
 
-template <int R>
-inline void tile_of(int64_t vecs, const float* weights, int64_t stride, const float* strip, int64_t columns, float* y) {
+template <int R, class Tile>
+inline void tile_of(int64_t row, int64_t vecs, const Tile& tile) {
+  constexpr std::integral_constant<int, R> rows{};
   if constexpr (kTileVecs == 4) {
-    if (vecs == 4) return tile<R, 4>(weights, stride, strip, columns, y);
-    if (vecs == 3) return tile<R, 3>(weights, stride, strip, columns, y);
+    if (vecs == 4) return tile(row, rows, std::integral_constant<int, 4>{});
+    if (vecs == 3) return tile(row, rows, std::integral_constant<int, 3>{});
   }
-  if (vecs == 2) return tile<R, 2>(weights, stride, strip, columns, y);
-  return tile<R, 1>(weights, stride, strip, columns, y);
+  if (vecs == 2) return tile(row, rows, std::integral_constant<int, 2>{});
+  return tile(row, rows, std::integral_constant<int, 1>{});
 }
 
-// The same for `count` <= kTileRows rows.
-inline void tile_rows(int64_t count, int64_t vecs, const float* weights, int64_t stride, const float* strip,
-                      int64_t columns, float* y) {
-  int64_t r = 0;
-  while (r < count) {
-    const int64_t left = count - r;
-    const float* w = weights + r * stride;
-    float* to = y + r * vecs * kLanes;
-    if (left >= 6)
-      tile_of<6>(vecs, w, stride, strip, columns, to), r += 6;
-    else if (left >= 4)
-      tile_of<4>(vecs, w, stride, strip, columns, to), r += 4;
-    else if (left >= 2)
-      tile_of<2>(vecs, w, stride, strip, columns, to), r += 2;
-    else
-      tile_of<1>(vecs, w, stride, strip, columns, to), r += 1;
-  }
+// tile(row, R, V) for all of `count` rows, R at a time, of a strip of V = `vecs` vectors.
+template <class Tile>
+inline void tile_rows(int64_t count, int64_t vecs, const Tile& tile) {
+  int64_t row = 0;
+  for (; row + 6 <= count; row += 6) tile_of<6>(row, vecs, tile);
+  for (; row + 4 <= count; row += 4) tile_of<4>(row, vecs, tile);
+  for (; row + 2 <= count; row += 2) tile_of<2>(row, vecs, tile);
+  for (; row < count; ++row) tile_of<1>(row, vecs, tile);
 }
 
 // output[t][n] += weight[t] * y[n * width + t] for n below `rows` and tokens below `count`.
