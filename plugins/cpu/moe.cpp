@@ -14,6 +14,7 @@ namespace kimi::cpu {
 namespace {
 
 constexpr int64_t kFew = kLanes / 2 > 4 ? kLanes / 2 : 4;  // tokens of an expert up to which its rows are summed along
+constexpr int64_t kFewSteps = 4;                           // the same where strips multiply bytes
 constexpr int64_t kRouterTokens = 16;                      // tokens of a routing task
 constexpr int64_t kRouterBytes = 1 << 18;                  // of router weights from which few tokens share the threads
 constexpr int64_t kTasksPerThread = 8;
@@ -51,7 +52,7 @@ struct Unit {
 // The workspace, in order.
 struct Memory {
   float *logits, *weights, *sorted_weights, *prepared, *activations, *scratch;
-  int32_t *experts, *tokens, *offsets;
+  int32_t *experts, *tokens, *offsets, *wanted;
   Unit* units;
   int64_t steps, panel, scratch_floats;  // of a thread's scratch: floats before its parts, after a strip, and all
   size_t bytes;
@@ -62,7 +63,7 @@ Memory lay_out(const MixtureOfExpertsArguments& a, const Parallel& parallel) {
   const int64_t choices = a.tokens * a.top_k;
   const int64_t most_units = least(choices, a.num_experts + choices / (kStrip / 2));
   // a strip has more than kFew tokens and is padded to whole vectors
-  const int64_t padding = least(most_units, choices / kFew) * (kLanes - 1);
+  const int64_t padding = least(most_units, choices / kFewSteps) * (kLanes - 1);
   const int64_t widest = most(a.hidden, a.intermediate);
   const int64_t panel = std::is_same_v<Rows, WeightRows> ? 0 : kTileRows * widest;
   Memory m{};
@@ -82,6 +83,7 @@ Memory lay_out(const MixtureOfExpertsArguments& a, const Parallel& parallel) {
   take(m.tokens, choices);
   take(m.sorted_weights, choices);
   take(m.offsets, a.num_experts + 1);
+  take(m.wanted, a.tokens);
   take(m.units, most_units);
   take(m.prepared, std::is_same_v<Rows, WeightRows> ? 0 : a.tokens * Rows::prepared(a.hidden));
   take(m.activations, most(choices * Rows::prepared(a.intermediate), (choices + padding) * a.intermediate));
@@ -100,6 +102,7 @@ class MixtureOfExperts {
     if (a_.tokens == 0) return;
     route();
     sort();
+    prepare();
     gate_up();
     down();
   }
@@ -108,10 +111,6 @@ class MixtureOfExperts {
   void route() {
     auto choose_for = [&](int64_t t) {
       choose(a_, m_.logits + t * a_.num_experts, m_.experts + t * a_.top_k, m_.weights + t * a_.top_k);
-      if constexpr (!std::is_same_v<Rows, WeightRows>) {
-        Rows::prepare(a_.hidden_states + t * a_.hidden, 0, a_.hidden, a_.block_size,
-                      m_.prepared + t * Rows::prepared(a_.hidden));
-      }
     };
     const int64_t blocks = ceil_div(a_.tokens, kRouterTokens);
     const int64_t bytes = a_.num_experts * a_.hidden * 4;
@@ -142,7 +141,7 @@ class MixtureOfExperts {
     for (int64_t e = 0; e < a_.num_experts; ++e) {
       int32_t first = offsets[e], left = offsets[e + 1] - offsets[e];
       if (left == 0) continue;
-      if (left <= kFew) {
+      if (left <= (Rows::kStepStrips ? kFewSteps : kFew)) {
         m_.units[units_++] = {static_cast<int32_t>(e), first, left, 0, activation};
         activation += left * Rows::prepared(a_.intermediate);
         continue;
@@ -162,6 +161,24 @@ class MixtureOfExperts {
       const int32_t place = offsets[m_.experts[i]]++;
       m_.tokens[place] = static_cast<int32_t>(i / a_.top_k);
       m_.sorted_weights[place] = m_.weights[i];
+    }
+  }
+
+  // Puts the inputs of units of few tokens into the order of their levels.
+  void prepare() {
+    if constexpr (!std::is_same_v<Rows, WeightRows>) {
+      for (int64_t t = 0; t < a_.tokens; ++t) m_.wanted[t] = 0;
+      for (int64_t u = 0; u < units_; ++u) {
+        const Unit& unit = m_.units[u];
+        for (int64_t i = 0; unit.width == 0 && i < unit.count; ++i) m_.wanted[m_.tokens[unit.first + i]] = 1;
+      }
+      parallel_.each(ceil_div(a_.tokens, kRouterTokens), [&](int64_t i, int64_t) {
+        for (int64_t t = i * kRouterTokens; t < least((i + 1) * kRouterTokens, a_.tokens); ++t) {
+          if (!m_.wanted[t]) continue;
+          Rows::prepare(a_.hidden_states + t * a_.hidden, 0, a_.hidden, a_.block_size,
+                        m_.prepared + t * Rows::prepared(a_.hidden));
+        }
+      });
     }
   }
 
