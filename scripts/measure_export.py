@@ -9,7 +9,8 @@ DIR is on the disk that is measured and is left empty. Throughput: a round is `c
 checkpoint's pages dropped from the page cache before, each timed until its last byte is on the disk (fsync), the result
 removed before the next. Killing: one export is left alone; another gets SIGKILL when it has written each of those
 shares of its bytes, and is then run to its end; the sha256 of all files are compared. The exit code is 1 when they
-differ, or when an export takes more than twice as long as `cp`. Options of `export` may follow after `--`.
+differ, or when an export takes more than twice as long as `cp`. Options of `export` may follow after `--`, as
+`-- --quantize int4,rtn`; without, it exports bfloat16.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kimi_deploy import page_cache
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.output_folder import partial_folder
 
@@ -35,9 +37,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=2, metavar="N")
     parser.add_argument("--kill-at", metavar="SHARES", help="comma-separated, each in (0, 1)")
-    parser.add_argument("options", nargs="*", metavar="-- EXPORT_OPTION")
-    arguments = parser.parse_args()
-    options = arguments.options or ["--dtype", "bfloat16"]
+    # argparse would take options behind a positional argument for its own
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = parser.parse_args(sys.argv[1:split])
+    options = sys.argv[split + 1 :] or ["--dtype", "bfloat16"]
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.kill_at:
         shares = [float(s) for s in arguments.kill_at.split(",")]
@@ -78,7 +81,8 @@ def export(model: Path, output: Path, options: list[str]) -> dict[str, Any]:
     for line in process.stderr:
         sys.stderr.buffer.write(line)
         text = line.decode()
-        if text.endswith(" ...\n"):
+        # what a step is at is not a step
+        if text.endswith(" ...\n") and " so far" not in text:
             marks.append((text[:-5], time.monotonic()))
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -143,11 +147,11 @@ def sync(folder: Path) -> None:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Make the next read of every file come from the disk."""
+    """Make the next read of every file come from the disk, where the system takes such advice."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                page_cache.done_with(file.fileno(), 0, 0)
 
 
 if __name__ == "__main__":
