@@ -81,7 +81,7 @@ def _process(module: str, argument: str) -> dict[str, float]:
     done = subprocess.run([sys.executable, "-m", module, argument], capture_output=True, text=True)
     if done.returncode:
         raise BackendError(f"measuring the experts failed: {module} {argument}", seen=done.stderr.strip()[-800:])
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def layers_model(format_name: str) -> bytes:
@@ -115,7 +115,9 @@ def layers_model(format_name: str) -> bytes:
         arrays = _weights(rng, bits)
         weights += [onnx.numpy_helper.from_array(a, f"{name}.{layer}") for name, a in arrays.items()]
         inputs = ["hidden_states", *(f"{p.name}.{layer}" for p in spec.inputs[1:])]
-        nodes.append(onnx.helper.make_node(spec.name, inputs, [f"y{layer}"], domain=DOMAIN, abi=spec.abi, **attributes))
+        node = onnx.helper.make_node(spec.name, inputs, [f"y{layer}"], domain=DOMAIN)
+        node.attribute.extend(onnx.helper.make_attribute(n, v) for n, v in (attributes | {"abi": spec.abi}).items())
+        nodes.append(node)
         outputs.append(onnx.helper.make_tensor_value_info(f"y{layer}", 1, [1, "sequence", HIDDEN]))
     x = onnx.helper.make_tensor_value_info("hidden_states", 1, [1, "sequence", HIDDEN])
     opsets = (("", ONNX_OPSET), (MICROSOFT_DOMAIN, MICROSOFT_OPSET), (DOMAIN, DOMAIN_VERSION))
