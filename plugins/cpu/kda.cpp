@@ -97,16 +97,30 @@ class Head {
   void load_filters() {
     const int64_t width = a_.conv_width;
     for (int64_t part = 0; part < 3; ++part) {
-      const float* const filter = a_.conv_weight + (part * features_ + head_ * dim_) * width;
-      const float* const past = a_.past_conv_state + column_offset(part, 0);
-      for (int64_t tap = 0; tap < width; ++tap) {
-        float* const to = w_.filters + (tap * 3 + part) * dim_;
-        for (int64_t c = 0; c < dim_; ++c) to[c] = filter[c * width + tap];
-      }
-      for (int64_t tap = 0; tap < width - 1; ++tap) {
-        float* const to = w_.columns + (tap * 3 + part) * dim_;
-        for (int64_t c = 0; c < dim_; ++c) to[c] = past[c * (width - 1) + tap];
-      }
+      split(a_.conv_weight + (part * features_ + head_ * dim_) * width, width, w_.filters + part * dim_);
+      split(a_.past_conv_state + column_offset(part, 0), width - 1, w_.columns + part * dim_);
+    }
+  }
+
+  // [channel, tap] to [tap, channel], taps 3 * dim apart; the widths that models have are unrolled.
+  void split(const float* from, int64_t taps, float* to) const {
+    switch (taps) {
+      case 3:
+        return split_taps<3>(from, to);
+      case 4:
+        return split_taps<4>(from, to);
+      default:
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          for (int64_t c = 0; c < dim_; ++c) to[tap * 3 * dim_ + c] = from[c * taps + tap];
+        }
+    }
+  }
+
+  template <int kTaps>
+  void split_taps(const float* from, float* to) const {
+#pragma omp simd
+    for (int64_t c = 0; c < dim_; ++c) {
+      for (int tap = 0; tap < kTaps; ++tap) to[tap * 3 * dim_ + c] = from[c * kTaps + tap];
     }
   }
 
@@ -114,6 +128,17 @@ class Head {
     const int64_t kept = a_.conv_width - 1;
     for (int64_t part = 0; part < 3; ++part) {
       float* const to = a_.present_conv_state + column_offset(part, 0);
+      if (kept == 3) {
+        const float *const first = column(steps_ - 3, part), *const second = column(steps_ - 2, part);
+        const float* const third = column(steps_ - 1, part);
+#pragma omp simd
+        for (int64_t c = 0; c < dim_; ++c) {
+          to[3 * c] = first[c];
+          to[3 * c + 1] = second[c];
+          to[3 * c + 2] = third[c];
+        }
+        continue;
+      }
       for (int64_t tap = 0; tap < kept; ++tap) {
         const float* const from = column(steps_ - kept + tap, part);
         for (int64_t c = 0; c < dim_; ++c) to[c * kept + tap] = from[c];
@@ -129,12 +154,15 @@ class Head {
         float* const sum = w_.mixed + (i * 3 + part) * dim_;
         const float* x = column(first + i, part);
         const float* filter = w_.filters + ((width - 1) * 3 + part) * dim_;
+#pragma omp simd
         for (int64_t c = 0; c < dim_; ++c) sum[c] = filter[c] * x[c];
         for (int64_t tap = width - 2; tap >= 0; --tap) {
           x = column(first + i - (width - 1) + tap, part);
           filter = w_.filters + (tap * 3 + part) * dim_;
+#pragma omp simd
           for (int64_t c = 0; c < dim_; ++c) sum[c] += filter[c] * x[c];
         }
+#pragma omp simd
         for (int64_t c = 0; c < dim_; ++c) sum[c] *= sigmoid_of(sum[c]);
       }
     }
@@ -156,8 +184,10 @@ class Head {
     const float rate = exp_of(a_.A_log[head_]);
     if (a_.bounded_gate) {
       const float bound = a_.gate_lower_bound;
+#pragma omp simd
       for (int64_t c = 0; c < dim_; ++c) decay[c] = exp_of(bound * sigmoid_of(rate * (logits[c] + bias[c])));
     } else {
+#pragma omp simd
       for (int64_t c = 0; c < dim_; ++c) decay[c] = exp_of(-rate * softplus_of(logits[c] + bias[c]));
     }
     const float of_q = inverse_norm(q, dim_, kL2NormEps) * a_.scale, of_k = inverse_norm(k, dim_, kL2NormEps);
@@ -245,6 +275,7 @@ class Head {
 #pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < dim_; ++c) squares += o[c] * o[c];
     const float inverse = 1.0f / __builtin_sqrtf(squares / static_cast<float>(dim_) + a_.norm_eps);
+#pragma omp simd
     for (int64_t c = 0; c < dim_; ++c) to[c] = o[c] * inverse * a_.norm_weight[c] * sigmoid_of(gate[c]);
   }
 

@@ -11,11 +11,12 @@
 namespace kimi::cpu {
 namespace {
 
-constexpr int64_t kTile = 64;  // cached tokens at a time
+constexpr int64_t kTile = 64;      // cached tokens at a time
+constexpr int64_t kReadTile = 32;  // the same where they are read as they lie: these stay in the first cache
 constexpr int64_t kFewSteps = 16;
 constexpr int64_t kStepBlock = 512;        // steps of a task of the expanded form, which share its keys and values
 constexpr int64_t kStepTile = 48;          // of these, steps whose scores are made at a time
-constexpr int64_t kSharedBytes = 1 << 19;  // of a row's cache, from which on heads share one pass over it
+constexpr int64_t kSharedBytes = 1 << 16;  // of a row's cache, from which on heads share one pass over it
 constexpr int64_t kSharedRows = 256;       // heads times steps up to which they do
 constexpr float kNothing = -__builtin_inff();
 
@@ -77,6 +78,7 @@ void weigh(float* scores, int64_t rows, int64_t count, int64_t width, const Runn
     if (maximum != running.maximum[i]) {
       const float shrink = exp_of(running.maximum[i] - maximum);
       float* const sums = running.sums + i * width;
+#pragma omp simd
       for (int64_t c = 0; c < width; ++c) sums[c] *= shrink;
       running.total[i] *= shrink;
       running.maximum[i] = maximum;
@@ -174,7 +176,9 @@ class Attention {
     for (int64_t i = 0; i < count; ++i) {
       float* const to = queries + i * s_.width;
       const float* const rope = query(row, i, head) + s_.nope;
+#pragma omp simd
       for (int64_t c = 0; c < s_.rope; ++c) to[s_.rank + c] = rope[c];
+#pragma omp simd
       for (int64_t c = 0; c < s_.width; ++c) to[c] *= a_.scale;
     }
   }
@@ -184,8 +188,8 @@ class Attention {
               const Running& running) const {
     const int64_t count = steps(row), begin = past(row);
     running.clear(rows, s_.rank);
-    for (int64_t tile = first; tile < last; tile += kTile) {
-      const int64_t tokens = smaller(kTile, last - tile);
+    for (int64_t tile = first; tile < last; tile += kReadTile) {
+      const int64_t tokens = smaller(kReadTile, last - tile);
       const float* const latents = cache(row) + tile * s_.width;
       dots(rows, tokens, s_.width, queries, s_.width, latents, s_.width, scores, kTile);
       weigh(scores, rows, tokens, s_.rank, running, [&](int64_t i) { return begin + i % count + 1 - tile; });
@@ -199,6 +203,7 @@ class Attention {
     for (int64_t i = 0; i < count; ++i) {
       float* const sums = running.sums + i * s_.rank;
       const float inverse = 1.0f / running.total[i];
+#pragma omp simd
       for (int64_t c = 0; c < s_.rank; ++c) sums[c] *= inverse;
     }
     dots(count, s_.value, s_.rank, running.sums, s_.rank, value_weight(head), s_.rank, output(row, 0, head),
@@ -251,6 +256,7 @@ class Attention {
     const float of_part = exp_of(part.maximum[i] - maximum), of_all = exp_of(all.maximum[i] - maximum);
     const float* const from = part.sums + i * s_.rank;
     float* const to = all.sums + i * s_.rank;
+#pragma omp simd
     for (int64_t c = 0; c < s_.rank; ++c) to[c] = to[c] * of_all + from[c] * of_part;
     all.total[i] = all.total[i] * of_all + part.total[i] * of_part;
     all.maximum[i] = maximum;
@@ -271,18 +277,15 @@ class Attention {
     running.clear(count, s_.value);
     for (int64_t i = 0; i < count; ++i) {
       const float* const from = query(row, first + i, head);
+#pragma omp simd
       for (int64_t c = 0; c < s_.query; ++c) queries[i * s_.query + c] = from[c] * a_.scale;
     }
-    for (int64_t v = 0; v < s_.value; ++v) {
-      for (int64_t r = 0; r < s_.rank; ++r) weight[r * s_.value + v] = value_weight(head)[v * s_.rank + r];
-    }
+    transpose(s_.value, s_.rank, value_weight(head), s_.rank, weight, s_.value);
     for (int64_t tile = 0; tile < begin + count; tile += kTile) {
       const int64_t tokens = smaller(kTile, begin + count - tile);
       const float* const rows = cache(row) + tile * s_.width;
       // tokens side by side: what keys and scores are summed over
-      for (int64_t j = 0; j < tokens; ++j) {
-        for (int64_t c = 0; c < s_.width; ++c) latents[c * kTile + j] = rows[j * s_.width + c];
-      }
+      transpose(tokens, s_.width, rows, s_.width, latents, kTile);
       product<false>(s_.nope, tokens, s_.rank, key_weight(head), s_.rank, latents, kTile, keys, kTile);
       copy_floats(keys + s_.nope * kTile, latents + s_.rank * kTile, s_.rope * kTile);
       product<false>(tokens, s_.value, s_.rank, rows, s_.width, weight, s_.value, values, s_.value);
@@ -299,6 +302,7 @@ class Attention {
       float* const to = output(row, first + i, head);
       const float* const sums = running.sums + i * s_.value;
       const float inverse = 1.0f / running.total[i];
+#pragma omp simd
       for (int64_t v = 0; v < s_.value; ++v) to[v] = sums[v] * inverse;
     }
   }

@@ -5,6 +5,8 @@
 // linkage.
 #pragma once
 
+#include <utility>
+
 #include "kimi_cpu.h"
 
 #if defined(__AVX512F__)
@@ -35,6 +37,32 @@ inline V load(const float* from) {
 template <class V>
 inline void store(float* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
+}
+
+typedef float Quad __attribute__((vector_size(16)));
+
+template <class V, int... Lane>
+inline auto add_halves(V value, std::integer_sequence<int, Lane...>) {
+  constexpr int half = sizeof...(Lane);
+  return __builtin_shufflevector(value, value, Lane...) + __builtin_shufflevector(value, value, (Lane + half)...);
+}
+
+inline Quad quarter(Vec value) {
+#if KIMI_LANES == 16
+  return add_halves(add_halves(value, std::make_integer_sequence<int, 8>{}), std::make_integer_sequence<int, 4>{});
+#elif KIMI_LANES == 8
+  return add_halves(value, std::make_integer_sequence<int, 4>{});
+#else
+  return value;
+#endif
+}
+
+// The sum of each vector's lanes, in an order that does not depend on the others.
+inline Quad sum_four(Vec a, Vec b, Vec c, Vec d) {
+  const Quad p = quarter(a), q = quarter(b), r = quarter(c), s = quarter(d);
+  const Quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  const Quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
 inline int32_t bits_of(float x) {
