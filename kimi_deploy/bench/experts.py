@@ -162,7 +162,8 @@ def measure(task: Task) -> dict[str, float]:
         seconds = []
         binding = session.io_binding()
         for layer in range(LAYERS):
-            binding.bind_ortvalue_output(f"y{layer}", ort.OrtValue.ortvalue_from_shape_and_type((1, tokens, HIDDEN)))
+            y = ort.OrtValue.ortvalue_from_shape_and_type((1, tokens, HIDDEN), np.float32)
+            binding.bind_ortvalue_output(f"y{layer}", y)
         for x in rng.standard_normal((repeats + 1, 1, tokens, HIDDEN), np.float32):
             binding.bind_cpu_input("hidden_states", x)
             began = time.perf_counter()

@@ -29,6 +29,15 @@ def test_the_kernel_and_the_body_of_its_model_agree(
     assert_close(kernel, body.astype(np.float64))
 
 
+def test_every_number_of_tokens_is_measured(library: OrtKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "LAYERS", 1)
+    monkeypatch.setattr(experts, "TOKENS", (1, 2))
+    for kernels in (str(library.path), "none"):
+        times = experts.measure(experts.Task("int8", kernels, threads=1, repeats=1))
+        assert times.keys() == {"1", "2"}
+        assert all(seconds > 0 for seconds in times.values())
+
+
 def test_the_floor_is_what_takes_longer_of_reading_and_multiplying() -> None:
     rates = Rates(read_bytes=1e9, multiply_adds=1e9)
     one = experts.TOP_K * experts.WEIGHTS
