@@ -23,15 +23,20 @@ help:
 
 # torch is installed by itself and pinned: a range may bring a build with gigabytes of CUDA libraries.
 # TensorRT-RTX's package is built from a stub whose build needs setuptools and wheel from this environment.
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.usable: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --no-build-isolation tensorrt-rtx-cu13==1.7.1.116
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[torch,tensorrt-rtx,plot]'
+	touch $@
+
+# what the tests need besides is as large again
+$(VENV)/.ready: $(VENV)/.usable
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[torch,tensorrt-rtx,plot,dev]'
 	touch $@
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.usable
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(MODEL) $(DEMO) $(ENGINE)
 
 test: $(VENV)/.ready
