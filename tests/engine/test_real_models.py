@@ -37,15 +37,20 @@ def test_the_default_recipe_builds_with_a_plugin_per_kda_layer(dtype: Any, tmp_p
     assert weights < manifest.files["engine.plan"]["bytes"] < weights + (BODIES + 1) * CODE_BYTES
 
 
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mini") / "model"
+    synthesize("mini-62m", folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_two_profiles_take_a_tenth_more_than_the_weights_with_every_plugin(
-    executor: plugin_executors.KernelExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    executor: plugin_executors.KernelExecutor, mini: Path, dtype: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """In 16 bits, where kernels weigh most against weights; the library says only how much workspace there must be."""
+    """Kernels weigh most against weights in 16 bits; the library says only how much workspace there must be."""
     monkeypatch.setattr(plugin_executors, "default_executor", lambda: executor)
-    synthesize("mini-62m", tmp_path / "model")
-    export_model(
-        tmp_path / "model", tmp_path / "export", dtype="float16", flavour="ort", overwrite=False, progress=no_progress
-    )
+    export_model(mini, tmp_path / "export", dtype=dtype, flavour="ort", overwrite=False, progress=no_progress)
     recipe = replace(EngineRecipe(), backend="tensorrt-rtx", plugin_ops=("KimiDeltaAttention", "MixtureOfExperts"))
     manifest = build_engine(tmp_path / "export", tmp_path / "engine", recipe, overwrite=False, progress=no_progress)
     assert manifest.details["plugins"] == {"KimiDeltaAttention": 6, "MixtureOfExperts": 7}
