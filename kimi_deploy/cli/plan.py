@@ -161,14 +161,17 @@ def _print(plan: Plan) -> None:
     )
     if plan.tokens_per_second is not None and plan.bandwidth is not None:
         click.echo(f"at {_size(plan.bandwidth)}/s: at most {plan.tokens_per_second:,.1f} tokens per second")
-    for what, resident, held in (
-        ("as function bodies", plan.cpu_resident, plan.cpu_weights),
-        ("with `make cpu-kernels`", plan.cpu_resident_with_kernels, plan.cpu_weights_with_kernels),
-    ):
+    ways = [("as function bodies", plan.cpu_resident, plan.cpu_weights)]
+    if plan.dtype == "float32":
+        ways.append(("with `make cpu-kernels`", plan.cpu_resident_with_kernels, plan.cpu_weights_with_kernels))
+    for what, resident, held in ways if plan.dtype != "bfloat16" else ():
         click.echo(
             f"ONNX Runtime on the CPU, {what}: {_size(resident)} resident, {_size(held.mapped)} of it pages of the "
             "weight files, which the system can take back"
         )
     if plan.dtype == "bfloat16":
-        click.echo("ONNX Runtime has no bfloat16 kernels on the CPU: export float16 or float32")
+        click.echo(
+            "ONNX Runtime has no bfloat16 kernels on the CPU: export float16 or float32, either of them "
+            f"{_size(plan.cpu_resident)} resident"
+        )
     click.echo(f"export: at most {_size(plan.export_resident)} of memory, {_size(plan.export_disk)} of disk")

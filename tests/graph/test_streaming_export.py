@@ -291,6 +291,16 @@ def test_reading_ahead_ends_with_the_work_beside_it_and_at_its_limit(
     assert not any(t.name.startswith("read ahead") for t in threading.enumerate())
 
 
+def test_a_graph_is_built_without_a_weight_to_read(model: Path, tmp_path: Path) -> None:
+    """Only the table of tensors is there, no file."""
+    known = Checkpoint.open(model)
+    nothing = Checkpoint(tmp_path, known.config, known.tensors)
+    graph = export_module.build_graph(nothing, GraphContract.of(known.config, "float32"), ())
+    assert {r.weight.name for r in known.resolve()} <= set(graph.graph.initializers)
+    with pytest.raises(FileNotFoundError):
+        nothing.load("model.norm.weight", "float32")
+
+
 def test_a_system_that_takes_no_advice_gives_the_same_export(
     run: Export, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
