@@ -73,7 +73,7 @@ def _package() -> Any:
         import llama_cpp
     except ImportError as error:
         raise BackendError(
-            "llama-cpp-python is not installed", seen=str(error), fix="pip install llama-cpp-python"
+            "llama-cpp-python cannot be imported", seen=str(error), fix="pip install llama-cpp-python"
         ) from error
     return llama_cpp
 
