@@ -15,8 +15,10 @@ from kimi_deploy.errors import BackendError
 from kimi_deploy.ops.kimi_delta_attention.body import body
 from kimi_deploy.ops.kimi_delta_attention.spec import SPEC
 from kimi_deploy.ops.registry import OPS
+from kimi_deploy.quantization.scheme import parse_scheme
 from kimi_deploy.runtime.ort_kernels import OrtKernels
 from kimi_deploy.validate.run import Settings, validate_export
+from kimi_deploy.validate.selection import PARITY_CHECKS, QUANTIZED_CHECKS
 from tests.graph.conftest import export, no_progress
 from tests.ops.body_cases import kda_arrays, kda_attributes
 from tests.ops.op_model import executed, op_model, session
@@ -105,6 +107,16 @@ def test_the_demo_model_passes_every_check_on_kernels(library: OrtKernels, tmp_p
     assert report.passed
     assert report.facts["kernels"] == sorted(set(library.abis) - {"QuantizedMixtureOfExperts"})
     assert report.backend == "ONNX Runtime (cpu, our kernels)"
+
+
+def test_the_quantised_demo_model_passes_every_check_on_kernels(library: OrtKernels, tmp_path: Path) -> None:
+    """Its arithmetic, the rounding of its inputs, and what it costs on text."""
+    settings = Settings(greedy_tokens=24, max_tokens=24, long_tokens=130, kernels=str(library.path))
+    exported = export(DEMO, tmp_path / "export", quantization=parse_scheme("int4"))
+    report = validate_export(DEMO, exported, settings, no_progress)
+    assert report.passed, report.failure
+    assert "QuantizedMixtureOfExperts" in report.facts["kernels"]
+    assert {r.check for r in report.rows} >= {*PARITY_CHECKS, *QUANTIZED_CHECKS}
 
 
 def test_a_sixteen_bit_graph_keeps_its_bodies(library: OrtKernels) -> None:
