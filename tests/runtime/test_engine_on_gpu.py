@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from kimi_deploy.bench.trt_profile import profile_engine
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.engine_from_file import build_engine_from_file
 from kimi_deploy.engine.engine_from_onnx import build_engine
@@ -17,7 +18,7 @@ from kimi_deploy.engine.refit import refit_engine
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.runtime.generation import generate
 from kimi_deploy.runtime.ort_runner import OrtRunner
-from kimi_deploy.runtime.trt_runner import TrtRunner, open_trt_runner
+from kimi_deploy.runtime.trt_runner import TrtRunner, open_trt_runner, open_trt_session
 from kimi_deploy.validate.compare import compare
 from kimi_deploy.validate.tolerances import tolerance
 from tests.capabilities import needs_runnable_tensorrt, runnable_tensorrt
@@ -130,3 +131,13 @@ def test_standard_operators_of_another_exporter_become_plugins(tmp_path: Path) -
             progress=quiet,
         )
         assert manifest.details["plugins"]["LinearAttention"] >= 1
+
+
+def test_every_layer_of_an_engine_is_timed(export: Path, engine: Path, tmp_path: Path) -> None:
+    session, device = open_trt_session(engine)
+    report = profile_engine(engine, export, session, device, tmp_path, prompt=8, steps=3)
+    for phase in ("prefill", "decode"):
+        result = report["phases"][phase]
+        assert 0 < result["kernel_seconds"] < result["seconds"]
+        assert sum(entry["seconds"] for entry in result["layers"].values()) == pytest.approx(result["kernel_seconds"])
+    assert len(report["traces"]) == 2
