@@ -8,6 +8,7 @@ import pytest
 
 from kimi_deploy.ops.kimi_delta_attention.spec import SPEC
 from kimi_deploy.runtime.ort_kernels import OrtKernels
+from tests.cpu_kernels.instruction_sets import each_instruction_set
 from tests.ops.body_cases import (
     REGIMES,
     Arrays,
@@ -43,12 +44,13 @@ def test_any_head_size_length_and_batch_matches_the_float64_recurrence(
             for lengths in ([steps], [0, steps // 2, steps]):
                 arrays = kda_arrays(attributes, lengths, steps, regime)
                 built = built or kernel(library, arrays, gate, size=size)
-                output, conv, state = run(built, poisoned(arrays, PADDED)).values()
                 expected, expected_conv, expected_state = kda_reference(arrays, attributes)
-                assert_close(output, expected)
-                assert_close(state, expected_state)
-                assert np.array_equal(conv, expected_conv)
-                assert padding_is_zero(output, lengths)
+                for _ in each_instruction_set(library):
+                    output, conv, state = run(built, poisoned(arrays, PADDED)).values()
+                    assert_close(output, expected)
+                    assert_close(state, expected_state)
+                    assert np.array_equal(conv, expected_conv)
+                    assert padding_is_zero(output, lengths)
 
 
 def test_a_slow_decay_is_still_right_after_four_thousand_steps(library: OrtKernels) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +16,13 @@ from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC as QUANTIZED
 from kimi_deploy.ops.spec import AttributeValue
 from kimi_deploy.runtime.ort_kernels import OrtKernels
 from kimi_deploy.validate.tolerances import tolerance
+from tests.cpu_kernels.instruction_sets import each_instruction_set
 from tests.ops.body_cases import Arrays, Attributes, assert_close, moe_arrays, moe_attributes, moe_reference
 from tests.ops.op_model import op_model, run, session
 from tests.ops.quantized_cases import quantized_arrays, quantized_attributes, quantized_reference
 from tests.ops.test_moe_body import ROUTINGS
 from tests.ops.test_quantized_moe_body import FORMATS
 from tests.ops.test_quantized_moe_body import ROUTINGS as QUANTIZED_ROUTINGS
-
-INSTRUCTION_SETS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4 with VNNI", "native")
-
-
-def each_instruction_set(library: OrtKernels) -> Iterator[OrtKernels]:
-    """The library with every instruction set that this machine has in turn, the best one last."""
-    best = library.instruction_set
-    for name in INSTRUCTION_SETS:
-        if library.choose(name):
-            try:
-                yield library
-            finally:
-                assert library.choose(best)
 
 
 def kernel(
