@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, kernels_option, print_json, say
+from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, kernels_option, print_json, progress, say
 from kimi_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,15 +86,18 @@ def generate_command(folder: Path, **options: Any) -> None:
         state, pending = generator.load(options["load_state"], new_tokens, options["capacity"])
         ids = [pending + ids[0]]
     streams = len(ids) == 1 and not options["as_json"]
-    completions, result = generator.complete(
-        ids,
-        max_new_tokens=options["max_new_tokens"],
-        sampling=sampling,
-        extra_stop_ids=options["stop_ids"],
-        state=state,
-        capacity=options["capacity"],
-        on_text=lambda _, text: click.echo(text, nl=False) if streams else None,
-    )
+    # what is not written as it comes is written at the end
+    total = len(ids) * options["max_new_tokens"]
+    with nullcontext(lambda n: None) if streams else progress("generating", total, unit="tokens") as advance:
+        completions, result = generator.complete(
+            ids,
+            max_new_tokens=options["max_new_tokens"],
+            sampling=sampling,
+            extra_stop_ids=options["stop_ids"],
+            state=state,
+            capacity=options["capacity"],
+            on_text=lambda _, text: click.echo(text, nl=False) if streams else advance(1),
+        )
     if options["save_state"] is not None:
         generator.save(result, options["save_state"])
     if options["as_json"]:
