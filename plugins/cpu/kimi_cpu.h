@@ -110,8 +110,8 @@ struct MixtureOfExpertsArguments {
   void* workspace;  // of mixture_of_experts_workspace bytes, any alignment
 };
 
-// Less than 4 bytes x (tokens x (num_experts + hidden + top_k x intermediate) + threads x 80 x (hidden + intermediate))
-// and some padding; never as much as a copy of the weights.
+// About 4 bytes x (tokens x (num_experts + 9/8 hidden + top_k x 9/8 intermediate) + threads x 90 x (hidden +
+// intermediate)), and the padding of each expert's tokens to whole vectors; never a copy of the weights.
 size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, const Parallel& parallel);
 // Every sum is taken in an order that does not depend on the number of threads.
 Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel);
