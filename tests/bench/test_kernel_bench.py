@@ -235,7 +235,9 @@ def test_without_a_device_the_error_is_one_line_with_the_next_step() -> None:
     assert isinstance(result.exception, BackendError)
 
 
-def test_bench_with_two_folders_is_bench_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_with_two_folders_is_bench_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
     seen: list[tuple[list[str], Path]] = []
     monkeypatch.setattr("kimi_deploy.cli.bench._curve", lambda export, *_: seen.append((["curve"], export)))
     for arguments in (["m", "e", "--curve"], ["--curve", "m", "e"], ["model", "m", "e", "--curve"]):
