@@ -8,9 +8,9 @@
 
 namespace kimi {
 
-// Tokens up to which each pair reads its expert by itself; beyond, pairs are sorted by expert. On an H100, a layer of the
-// 48B model: 8 tokens take 314 us so, 1.4 times their experts' bytes; 16 sorted take 416, 1.2 times theirs
-// (python -m kimi_deploy.bench.kernels.thresholds). Another bound was not tried.
+// Tokens up to which each pair reads its expert by itself; beyond, pairs are sorted by expert. On an H100, a layer of
+// the 48B model: 8 tokens take 314 us so, 1.4 times their experts' bytes; 16 sorted take 416, 1.2 times theirs (python
+// -m kimi_deploy.bench.kernels.thresholds). Another bound was not tried.
 constexpr int kMostFewTokens = 8;
 
 // KIMI_OK, or the code of the first thing wrong, which `message` then describes. `sizes_only`: whatever the pointers.
