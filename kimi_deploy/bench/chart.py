@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kimi_deploy.bench.report import Point, Report
+from kimi_deploy.quantization.scheme import describe_precision
 
 _FLOOR = {"color": "black", "linestyle": "--", "linewidth": 1}
 _MARKERS = "osD^v<>P"
@@ -25,7 +26,7 @@ def write_chart(report: Report, path: Path) -> None:
             _lines(axes, report.points, phase)
         axes.legend(frameon=False)
     export = report.export
-    figure.suptitle(f"{export['name']}, exported in {export['dtype']}, {report.settings.threads} threads")
+    figure.suptitle(f"{export['name']}, exported in {describe_precision(export)}, {report.settings.threads} threads")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png", dpi=110)
     os.replace(temporary, path)

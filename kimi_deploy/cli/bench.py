@@ -24,6 +24,7 @@ from kimi_deploy.cli.common import (
 )
 from kimi_deploy.errors import UsageError
 from kimi_deploy.model_folder import require_folder
+from kimi_deploy.quantization.scheme import describe_precision
 
 if TYPE_CHECKING:
     from kimi_deploy.bench.report import Report, Spread
@@ -340,7 +341,7 @@ def _print_report(report: Report) -> None:
     click.echo(
         "batch: sequences x prompt tokens; TTFT, TPOT: time to first token, per output token; median (10th, 90th "
         f"percentile); {export['name']}, exported in "
-        f"{export['dtype']}; one run"
+        f"{describe_precision(export)}; one run"
     )
     click.echo(
         f"this machine reads weights at {rates.read_bytes_per_second / 1e9:.1f} GB/s, a decode step of batch "

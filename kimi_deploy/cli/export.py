@@ -20,7 +20,7 @@ from kimi_deploy.cli.common import (
 from kimi_deploy.contract import DTYPES
 from kimi_deploy.ops.flavours import FLAVOURS
 from kimi_deploy.output_folder import partial_folder
-from kimi_deploy.quantization.scheme import SYNTAX, Scheme, parse_scheme
+from kimi_deploy.quantization.scheme import SYNTAX, describe_precision, parse_scheme
 
 
 @click.command("export")
@@ -92,8 +92,7 @@ def export_command(
     if as_json:
         print_json({"output": str(output), "manifest": manifest.to_dict()})
         return
-    quantized = manifest.details.get("quantization")
-    kind = f"{settings['dtype']}, {Scheme.from_dict(quantized).text}" if quantized else settings["dtype"]
+    kind = describe_precision(manifest.details)
     say(f"exported {manifest.source['name']}: {kind}, {settings['body']} bodies; every weight checked")
     for name, entry in manifest.files.items():
         click.echo(f"{entry['bytes']:>14,}  {output / name}")

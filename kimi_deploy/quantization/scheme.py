@@ -106,3 +106,12 @@ def recorded_scheme(details: Mapping[str, Any]) -> Scheme | None:
     """The quantisation that a manifest's details hold; None without one. Raises ManifestError for a wrong one."""
     record = details.get("quantization")
     return None if record is None else Scheme.from_dict(record)
+
+
+def describe_precision(details: Mapping[str, Any]) -> str:
+    """How an export's numbers are stored, from a manifest's details: "float32", "float32, int4,group=64,...".
+
+    Raises ManifestError for a quantisation that is not valid.
+    """
+    scheme = recorded_scheme(details)
+    return str(details["dtype"]) if scheme is None else f"{details['dtype']}, {scheme.text}"

@@ -6,7 +6,7 @@ import pytest
 
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.errors import ManifestError, UsageError
-from kimi_deploy.quantization.scheme import Scheme, parse_scheme
+from kimi_deploy.quantization.scheme import Scheme, describe_precision, parse_scheme
 from kimi_deploy.quantization.selection import quantized_parameters, settled
 from kimi_deploy.weights import weight_table
 from tests.configs import config
@@ -76,3 +76,9 @@ def test_tied_embeddings_and_other_dtypes_are_refused() -> None:
         quantized_parameters(config(tie_word_embeddings=True), parse_scheme("int4,head"))
     with pytest.raises(UsageError, match="float32"):
         settled(parse_scheme("int4"), config(), "float16")
+
+
+def test_an_export_is_described_with_its_quantisation() -> None:
+    assert describe_precision({"dtype": "float16"}) == "float16"
+    details = {"dtype": "float32", "quantization": parse_scheme("int8,head").to_dict()}
+    assert describe_precision(details) == f"float32, {parse_scheme('int8,head').text}"
