@@ -31,7 +31,7 @@ from kimi_deploy.engine.recipe import (
     parse_ranges,
     shapes_of,
 )
-from kimi_deploy.engine.requirements import check_machine, check_options, check_room, unusable_here
+from kimi_deploy.engine.requirements import check_machine, check_options, check_room, check_target, unusable_here
 from kimi_deploy.engine.standard_nodes import ask_for_plugins, prepare_standard_nodes
 from kimi_deploy.errors import BackendError, EngineError, UsageError
 from kimi_deploy.manifest import Manifest, sha256
@@ -165,12 +165,8 @@ def build_engine_from_file(
     if recipe.plugin_kind == "python":
         _check_kernels()
     register_plugins(backend, recipe.plugin_kind)
-    capabilities = capabilities_for(
-        backend.name,
-        recipe.compute_capabilities,
-        backend.offered_capabilities,
-        "bfloat16" if graph.bfloat16 else "float32",
-    )
+    capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
+    check_target(capabilities, bfloat16=graph.bfloat16, kernels=True)
     unusable = unusable_here(backend, capabilities)
     if unusable:
         warn(f"building for compute capability {', '.join(capabilities)}; {unusable}")

@@ -22,7 +22,7 @@ from kimi_deploy.engine.plugin_executors import KERNELS_NEEDED, kernels_are_buil
 from kimi_deploy.engine.plugin_registry import register_plugins
 from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
-from kimi_deploy.engine.requirements import check_machine, check_options, check_room, unusable_here
+from kimi_deploy.engine.requirements import check_machine, check_options, check_room, check_target, unusable_here
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.plugins import PLUGIN_OPS
@@ -59,9 +59,9 @@ def build_engine(
     with progress("checking the export", None, "bytes"):
         source.verify(folder)
     graph = graph_for(folder, recipe)
-    capabilities = capabilities_for(
-        backend.name, recipe.compute_capabilities, backend.offered_capabilities, graph.contract.dtype
-    )
+    capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
+    kernels = bool(plugin_ops(recipe)) and (recipe.plugin_kind == "native" or kernels_are_built())
+    check_target(capabilities, bfloat16=graph.contract.dtype == "bfloat16", kernels=kernels)
     unusable = unusable_here(backend, capabilities)
     if unusable:
         warn(f"building for compute capability {', '.join(capabilities)}; {unusable}")

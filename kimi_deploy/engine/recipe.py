@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kimi_deploy.contract import BATCH, CAPACITY, NUM_LOGITS, SEQUENCE, Dtype, GraphContract
+from kimi_deploy.contract import BATCH, CAPACITY, NUM_LOGITS, SEQUENCE, GraphContract
 from kimi_deploy.engine.backend import BACKEND_CHOICES, BackendChoice, TensorRT
 from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.ops.plugins import PLUGIN_OPS
@@ -32,6 +32,8 @@ LISTS = ("compute_capabilities", "plugin_ops")
 AXES = (BATCH, SEQUENCE, CAPACITY, NUM_LOGITS)
 # TensorRT-RTX compiles for a list of architectures; these are the GeForce generations most in use, Ada and Blackwell
 DEFAULT_RTX_CAPABILITIES = ("8.9", "12.0")
+AMPERE = (8, 0)
+"""The first compute capability with bfloat16, which the project's kernels start at too."""
 MAX_ELEMENTS = 2**31 - 1
 """Elements of one tensor that TensorRT can address."""
 
@@ -203,13 +205,10 @@ def parse_capability(text: object) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def capabilities_for(
-    backend: TensorRT, wanted: tuple[str, ...], offered: tuple[str, ...], dtype: Dtype
-) -> tuple[str, ...]:
+def capabilities_for(backend: TensorRT, wanted: tuple[str, ...], offered: tuple[str, ...]) -> tuple[str, ...]:
     """The architectures to build for; `offered` are those of this TensorRT-RTX. Empty for the full TensorRT.
 
-    Raises UsageError when one is not offered or cannot compute in `dtype`, and when they were named for the
-    full TensorRT.
+    Raises UsageError when one is not offered, and when they were named for the full TensorRT.
     """
     if backend == "tensorrt":
         if wanted:
@@ -227,13 +226,6 @@ def capabilities_for(
                 seen="Hopper (H100, H200): TensorRT-RTX runs on none" if capability == "9.0" else "",
                 expected=f"some of {list(offered)}",
                 fix="on a GPU that is not listed use the full TensorRT (--backend tensorrt), or ONNX Runtime",
-            )
-        if dtype == "bfloat16" and parse_capability(capability) < (8, 0):
-            raise UsageError(
-                f"compute capability {capability} has no bfloat16",
-                seen="a bfloat16 export",
-                expected="8.0 or higher",
-                fix="export again with --dtype float16",
             )
     return chosen
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend
-from kimi_deploy.engine.recipe import EngineRecipe
-from kimi_deploy.errors import BackendError, EngineError
+from kimi_deploy.engine.recipe import AMPERE, EngineRecipe, parse_capability
+from kimi_deploy.errors import BackendError, EngineError, UsageError
 from kimi_deploy.memory import machine_memory
 
 # kernels that a plan holds per custom op that is not a plugin, in source form: 3 to 6 MB for two profiles, rounded up
@@ -52,6 +52,29 @@ def check_options(backend: Backend, recipe: EngineRecipe) -> None:
                 f"{option} is not possible here: {why}",
                 seen=f"{backend.name} {backend.version}, GPUs: {len(gpu_devices())}",
                 fix=f"leave {option} out, or {instead}",
+            )
+
+
+def check_target(capabilities: tuple[str, ...], *, bfloat16: bool, kernels: bool) -> None:
+    """Raise UsageError for a GPU that lacks bfloat16 where the graph has it, or that the plugins' kernels are not for.
+
+    `capabilities` are those to build for; empty where the full TensorRT builds for the GPU of this machine.
+    """
+    for capability in capabilities or tuple(d.capability for d in gpu_devices()[:1]):
+        if parse_capability(capability) >= AMPERE:
+            continue
+        if bfloat16:
+            raise UsageError(
+                f"compute capability {capability} has no bfloat16",
+                seen="a bfloat16 graph",
+                expected="8.0 or higher",
+                fix="export again with --dtype float16",
+            )
+        if kernels:
+            raise UsageError(
+                f"the plugins' kernels do not run on compute capability {capability}",
+                expected="8.0 or higher",
+                fix="build an export with --plugin none; another exporter's graph needs them",
             )
 
 

@@ -101,12 +101,10 @@ def test_a_profile_gives_every_input_its_shapes() -> None:
 
 def test_architectures() -> None:
     assert parse_capability("12.0") == (12, 0)
-    assert capabilities_for("tensorrt-rtx", (), OFFERED, "float32") == DEFAULT_RTX_CAPABILITIES
-    assert capabilities_for("tensorrt", (), (), "bfloat16") == ()
-    assert capabilities_for("tensorrt-rtx", ("7.5",), OFFERED, "float16") == ("7.5",)
-    with pytest.raises(UsageError, match="no bfloat16"):
-        capabilities_for("tensorrt-rtx", ("7.5",), OFFERED, "bfloat16")
+    assert capabilities_for("tensorrt-rtx", (), OFFERED) == DEFAULT_RTX_CAPABILITIES
+    assert capabilities_for("tensorrt", (), ()) == ()
+    assert capabilities_for("tensorrt-rtx", ("7.5",), OFFERED) == ("7.5",)
     with pytest.raises(UsageError, match=r"9\.0"):
-        capabilities_for("tensorrt-rtx", ("9.0",), OFFERED, "float16")
+        capabilities_for("tensorrt-rtx", ("9.0",), OFFERED)
     with pytest.raises(UsageError, match="GPU of this machine"):
-        capabilities_for("tensorrt", ("8.9",), (), "float16")
+        capabilities_for("tensorrt", ("8.9",), ())

@@ -13,7 +13,7 @@ from kimi_deploy.engine import requirements
 from kimi_deploy.engine.backend import Backend, load
 from kimi_deploy.engine.config import TimingCache
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
-from kimi_deploy.engine.requirements import check_options, check_room, unusable_here
+from kimi_deploy.engine.requirements import check_options, check_room, check_target, unusable_here
 from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.manifest import sha256
 from kimi_deploy.memory import machine_memory
@@ -78,7 +78,22 @@ def test_an_engine_that_this_machine_cannot_run_is_named(rtx: Backend, monkeypat
 @needs_tensorrt_rtx
 def test_hopper_is_refused_for_tensorrt_rtx_by_name(rtx: Backend) -> None:
     with pytest.raises(UsageError, match=r"(?s)9\.0.*Hopper.*--backend tensorrt"):
-        capabilities_for("tensorrt-rtx", ("9.0",), rtx.offered_capabilities, "float16")
+        capabilities_for("tensorrt-rtx", ("9.0",), rtx.offered_capabilities)
+
+
+@pytest.mark.parametrize(("named", "gpu"), [(("8.9", "7.5"), None), ((), "7.5")])
+def test_a_gpu_without_bfloat16_or_our_kernels_is_refused(
+    named: tuple[str, ...], gpu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named for TensorRT-RTX, or in the machine where the full TensorRT builds."""
+    on(monkeypatch, *[GpuDevice("Tesla T4", gpu)] if gpu else [])
+    check_target(named, bfloat16=False, kernels=False)
+    with pytest.raises(UsageError, match=r"7\.5 has no bfloat16"):
+        check_target(named, bfloat16=True, kernels=False)
+    with pytest.raises(UsageError, match=r"(?s)kernels do not run on compute capability 7\.5.*--plugin none"):
+        check_target(named, bfloat16=False, kernels=True)
+    on(monkeypatch, ADA)
+    check_target(tuple(n for n in named if n != "7.5"), bfloat16=True, kernels=True)
 
 
 def test_memory_is_predicted_from_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
