@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from kimi_deploy.contract import GraphContract
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend, TensorRT, choose, load
 from kimi_deploy.engine.plugin_library import default_path
-from kimi_deploy.engine.plugin_registry import register_plugins
+from kimi_deploy.engine.plugin_registry import register_plugins, registered_kind
+from kimi_deploy.engine.recipe import AMPERE, parse_capability
 from kimi_deploy.errors import BackendError, EngineError, ManifestError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.plugins import PLUGIN_OPS
@@ -65,27 +67,36 @@ def check_engine(folder: Path) -> tuple[Manifest, Backend]:
         )
     backend = load(choose(name))
     built_with = detail(manifest, "backend_version", str)
-    if built_with != backend.version:
+    later = bool(detail(manifest, "recipe", dict).get("version_compatible"))
+    if built_with != backend.version and not (later and _numbers(built_with) < _numbers(backend.version)):
         raise EngineError(
             f"the engine was built with another version of {name}",
             seen=f"engine: {built_with}, installed: {backend.version}",
-            expected="the same version",
+            expected="that version or a later one" if later else "the same version",
             fix=f"build the engine again, or pip install the {name} {built_with} packages",
         )
     manifest.verify(folder)
     return manifest, backend
 
 
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
 def check_gpu(manifest: Manifest, backend: Backend) -> None:
-    """Raise BackendError without a GPU, EngineError when none has a compute capability of the engine."""
+    """Raise BackendError without a GPU, EngineError when none has a compute capability of the engine.
+
+    One that was built with hardware_compatibility = "ampere+" runs on that GPU and on every one from 8.0 on.
+    """
     wanted = detail(manifest, "compute_capabilities", list)
+    newer = detail(manifest, "recipe", dict).get("hardware_compatibility") == "ampere+"
     devices = gpu_devices()
     if not devices:
         raise BackendError(
             "running an engine needs an NVIDIA GPU and this machine has none: copy the engine folder to one with "
             f"compute capability {' or '.join(map(str, wanted))}, or run the export with `kimi-deploy generate`"
         )
-    if not any(d.capability in wanted for d in devices):
+    if not any(d.capability in wanted or (newer and parse_capability(d.capability) >= AMPERE) for d in devices):
         # measured on an H200 (9.0): TensorRT-RTX 1.7.1 calls every engine invalid there, also one built on the spot
         offered = backend.offered_capabilities
         rtx_runs = not offered or devices[0].capability in offered
@@ -125,12 +136,15 @@ def read_engine(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
 def read_plans(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
     """The plans of a checked engine, with weights or without.
 
-    The plugins are those of the C++ library where it was built, else Python ones. Raises EngineError with TensorRT's
-    messages when it refuses a plan.
+    The plugins are those that this process has registered, as by a build before, else those of the C++ library where it
+    was built, else Python ones. Raises EngineError with TensorRT's messages when it refuses a plan.
     """
-    register_plugins(backend, "native" if default_path().is_file() else "python")
+    register_plugins(backend, registered_kind(backend) or ("native" if default_path().is_file() else "python"))
     backend.logger.errors.clear()
     runtime = backend.module.Runtime(backend.logger)
+    if detail(manifest, "recipe", dict).get("version_compatible"):
+        # such a plan brings the runtime of the TensorRT that built it
+        runtime.engine_host_code_allowed = True
     try:
         files = {str(p["plan"]) for p in detail(manifest, "profiles", dict).values()}
     except (KeyError, TypeError) as error:

@@ -41,6 +41,11 @@ def register_plugins(backend: Backend, kind: PluginKind = "python", *, library: 
     _kinds[backend.name] = kind
 
 
+def registered_kind(backend: Backend) -> PluginKind | None:
+    """The kind of plugins that this process has registered with the backend, if any."""
+    return _kinds.get(backend.name)
+
+
 def _register_classes(backend: Backend) -> None:
     creators = _creators.setdefault(backend.name, {})
     for name, plugin in PLUGINS.items():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kimi_deploy.cuda_driver import GpuDevice
 from kimi_deploy.engine import load as engine_load
-from kimi_deploy.engine.load import check_engine, open_engine
+from kimi_deploy.engine.load import check_engine, check_gpu, open_engine
 from kimi_deploy.errors import BackendError, EngineError, ManifestError
 from tests.capabilities import needs_tensorrt_rtx
 
@@ -63,6 +65,55 @@ def test_a_mismatch_is_refused(
         open_engine(copy)
 
 
+def test_a_version_compatible_engine_opens_with_a_later_tensorrt(copy: Path) -> None:
+    version = check_engine(copy)[1].version
+    older, newer = "1.0.0.1", f"{version}.1"
+    change(copy, lambda m: m["details"]["recipe"].update(version_compatible=True))
+    change(copy, lambda m: m["details"].update(backend_version=older))
+    assert check_engine(copy)[0].details["backend_version"] == older
+    change(copy, lambda m: m["details"].update(backend_version=newer))
+    with pytest.raises(EngineError, match=r"(?s)another version.*or a later one"):
+        check_engine(copy)
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_version_compatible_plan_may_bring_its_runtime(
+    compatible: bool, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = SimpleNamespace(engine_host_code_allowed=False, deserialize_cuda_engine=lambda plan: plan)
+    change(copy, lambda m: m["details"]["recipe"].update(version_compatible=compatible))
+    manifest, backend = check_engine(copy)
+    stand_in = replace(backend, module=SimpleNamespace(Runtime=lambda logger: runtime))
+    monkeypatch.setattr(engine_load, "register_plugins", lambda *arguments: None)
+    assert engine_load.read_engine(copy, manifest, stand_in).plans.keys() == {"engine.plan"}
+    assert runtime.engine_host_code_allowed == compatible
+
+
+@pytest.mark.parametrize(
+    ("registered", "built", "kind"),
+    [("python", True, "python"), ("native", False, "native"), (None, True, "native"), (None, False, "python")],
+)
+def test_plans_are_read_with_the_plugins_that_the_process_has(
+    registered: str | None, built: bool, kind: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that built an engine runs it too, whatever libraries there are."""
+    library = tmp_path / "libkimi_plugins.so"
+    if built:
+        library.touch()
+    asked = []
+
+    def register(backend: object, kind: str) -> None:
+        asked.append(kind)
+        raise EngineError("far enough")
+
+    monkeypatch.setattr(engine_load, "default_path", lambda: library)
+    monkeypatch.setattr(engine_load, "registered_kind", lambda backend: registered)
+    monkeypatch.setattr(engine_load, "register_plugins", register)
+    with pytest.raises(EngineError, match="far enough"):
+        engine_load.read_engine(copy, *check_engine(copy))
+    assert asked == [kind]
+
+
 def test_a_damaged_plan_is_refused(copy: Path) -> None:
     plan = bytearray((copy / "engine.plan").read_bytes())
     plan[len(plan) // 2] ^= 1
@@ -95,3 +146,13 @@ def test_another_gpu_is_refused_with_the_line_that_builds_for_it(
     monkeypatch.setattr(engine_load, "gpu_devices", lambda: (gpu,))
     with pytest.raises(EngineError, match=rf"(?s){gpu.name}.*8\.9.*{fix}"):
         open_engine(copy)
+
+
+def test_an_engine_for_ampere_and_later_runs_on_other_gpus(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(copy, lambda m: m["details"]["recipe"].update(hardware_compatibility="ampere+"))
+    manifest, backend = check_engine(copy)
+    monkeypatch.setattr(engine_load, "gpu_devices", lambda: (GpuDevice("NVIDIA H200", "9.0"),))
+    check_gpu(manifest, backend)
+    monkeypatch.setattr(engine_load, "gpu_devices", lambda: (GpuDevice("Tesla T4", "7.5"),))
+    with pytest.raises(EngineError, match="built for other GPUs"):
+        check_gpu(manifest, backend)

@@ -13,7 +13,8 @@ from kimi_deploy.bench.trt_profile import profile_engine
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.engine_from_file import build_engine_from_file
 from kimi_deploy.engine.engine_from_onnx import build_engine
-from kimi_deploy.engine.recipe import EngineRecipe, Profile
+from kimi_deploy.engine.plugin_library import default_path
+from kimi_deploy.engine.recipe import EngineRecipe, PluginChoice, Profile
 from kimi_deploy.engine.refit import refit_engine
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.runtime.generation import generate
@@ -30,12 +31,16 @@ from tests.runtime.conftest import greedy, state_bytes
 pytestmark = [pytest.mark.gpu, needs_runnable_tensorrt]
 
 CLOSE = tolerance("graph_float32")
+PLUGIN: PluginChoice = "native" if default_path().is_file() else "python"
+"""A process has one kind: that of `make plugins` where it was run, which the plugin host loads too."""
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
-    checkpoint = write_model(folder / "model", config("KKM"), tokenizer=False)
+    # heads that the kernels take
+    sizes = config("KKM", linear_attn_config={"head_dim": 64})
+    checkpoint = write_model(folder / "model", sizes, tokenizer=False)
     quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
     export_model(checkpoint, folder / "export", dtype="float32", flavour="ort", overwrite=False, progress=quiet)
     return folder / "export"
@@ -48,7 +53,7 @@ def engine(request: pytest.FixtureRequest, export: Path, tmp_path_factory: pytes
     recipe = EngineRecipe(
         backend=backend,
         compute_capabilities=(gpu_devices()[0].capability,) if backend == "tensorrt-rtx" else (),
-        plugin="none" if request.param == "none" else "python",
+        plugin="none" if request.param == "none" else PLUGIN,
         in_place_state=request.param == "aliased",
         plans="two" if request.param == "two plans" else "one",
         prefill=Profile(batch=(1, 1, 3), sequence=(1, 8, 32), capacity=(1, 256, 300), num_logits=(1, 1, 4)),
@@ -100,6 +105,7 @@ def test_a_filled_engine_runs_as_one_built_with_its_weights(export: Path, tmp_pa
     recipe = EngineRecipe(
         backend=backend,
         compute_capabilities=(gpu_devices()[0].capability,) if backend == "tensorrt-rtx" else (),
+        plugin=PLUGIN,
         strip_weights=True,
         refit=refittable,
         prefill=Profile(sequence=(1, 8, 32), capacity=(1, 64, 64), num_logits=(1, 1, 4)),
@@ -118,7 +124,7 @@ def test_standard_operators_of_another_exporter_become_plugins(tmp_path: Path) -
     backend = runnable_tensorrt()
     assert backend is not None
     capabilities = (gpu_devices()[0].capability,) if backend == "tensorrt-rtx" else ()
-    recipe = EngineRecipe(backend=backend, compute_capabilities=capabilities)
+    recipe = EngineRecipe(backend=backend, compute_capabilities=capabilities, plugin=PLUGIN)
     quiet = lambda *_: nullcontext(lambda n: None)  # noqa: E731
     for name, model in (("net", GatedDeltaNet().model("")), ("rules", all_rules())):
         onnx.save(model, tmp_path / f"{name}.onnx")
