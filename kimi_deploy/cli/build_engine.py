@@ -159,6 +159,7 @@ def _print_commands(
     import shlex
 
     from kimi_deploy.engine import command_lines
+    from kimi_deploy.engine.backend import choose
     from kimi_deploy.engine.plugin_library import PluginLibrary
     from kimi_deploy.engine.recipe import DEFAULT_RTX_CAPABILITIES
     from kimi_deploy.engine.save_graph import save_graph
@@ -169,6 +170,10 @@ def _print_commands(
             "--print-trtexec and --print-polygraphy need a graph whose bodies TensorRT parses",
             fix="add --save-onnx DIR: the commands then name the graph that is written there",
         )
+    backend: TensorRT = "tensorrt"
+    if polygraphy:
+        # auto is what a build here would take; a TensorRT that is named may be another machine's
+        backend = choose("auto") if settings.backend == "auto" else settings.backend
     proto, plans = _graph(export, settings, file_profiles)
     # these tools have the C++ plugins only
     library = None if settings.plugin == "none" else PluginLibrary.open().path
@@ -178,7 +183,6 @@ def _print_commands(
     if trtexec:
         commands += command_lines.trtexec(settings, plans, path, output, library)
     if polygraphy:
-        backend: TensorRT = "tensorrt" if settings.backend == "tensorrt" else "tensorrt-rtx"
         capabilities = settings.compute_capabilities or DEFAULT_RTX_CAPABILITIES if backend == "tensorrt-rtx" else ()
         commands += command_lines.polygraphy(settings, plans, path, output, library, backend, capabilities)
     for words in commands:

@@ -52,6 +52,16 @@ def test_the_polygraphy_command_builds_the_same_engine(export: Path, plain_engin
     assert seen.count(b"past_key_values") == expected.count(b"past_key_values") > 0
 
 
+@pytest.mark.parametrize("chosen", ["tensorrt", "tensorrt-rtx"])
+def test_the_polygraphy_command_is_of_the_tensorrt_that_a_build_takes(
+    export: Path, tmp_path: Path, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_deploy.engine.backend.choose", lambda choice: chosen)
+    _, words = printed(export, tmp_path / "engine", tmp_path / "graph", "--print-polygraphy")
+    assert ("POLYGRAPHY_USE_TENSORRT_RTX=1" in words) == (chosen == "tensorrt-rtx")
+    assert ("--compute-capabilities" in words) == (chosen == "tensorrt-rtx")
+
+
 def test_the_saved_graph_is_whole_and_leaves_the_export_readable(export: Path, tmp_path: Path) -> None:
     printed(export, tmp_path / "engine", tmp_path / "graph", "--print-trtexec")
     assert sorted(p.name for p in (tmp_path / "graph").iterdir()) == ["model.onnx", "weights.bin"]
