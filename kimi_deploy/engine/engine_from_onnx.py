@@ -53,13 +53,13 @@ def build_engine(
     backend = load(choose(recipe.backend))
     check_machine(backend)
     check_options(backend, recipe)
+    capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
     timing_cache = TimingCache(recipe)
     if recipe.plugin != "none":
         register_plugins(backend, recipe.plugin_kind)
     with progress("checking the export", None, "bytes"):
         source.verify(folder)
     graph = graph_for(folder, recipe)
-    capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
     kernels = bool(plugin_ops(recipe)) and (recipe.plugin_kind == "native" or kernels_are_built())
     check_target(capabilities, bfloat16=graph.contract.dtype == "bfloat16", kernels=kernels)
     unusable = unusable_here(backend, capabilities)
