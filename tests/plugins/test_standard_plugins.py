@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from kimi_deploy.engine.plugin_library import default_path
 from kimi_deploy.engine.standard_nodes import prepare_standard_nodes
 from kimi_deploy.ops.plugins import PLUGINS
 from kimi_deploy.ops.spec import AttributeValue
@@ -24,9 +27,9 @@ from tests.kernels.standard_cases import (
     linear_attention_oracle,
 )
 
-from .drive import built, output_tensors
+from .drive import built, captured, output_tensors
 from .host import FIELD_TYPES, Host, Tensor
-from .memory import Memory
+from .memory import CudaMemory, Memory
 
 pytestmark = needs_tensorrt_headers
 
@@ -116,6 +119,59 @@ def test_convolutions(driven: Driven, activation: str, dtype: str) -> None:
     with built(*driven, PLUGINS["CausalConvWithState"], fields, [Tensor.of(a) for a in inputs]) as (context,):
         results = context.run(inputs)
     check_causal_conv(results, causal_conv_oracle(arrays, attributes))
+
+
+Call = tuple[list[np.ndarray], dict[str, AttributeValue]]
+
+
+def wide_call(op: str, *, batch: int, steps: int, seed: int) -> Call:
+    """Inputs and fields of a node."""
+    if op == "LinearAttention":
+        arrays, attributes = linear_attention_case(batch=batch, steps=steps, decay="head", dtype="float16", seed=seed)
+        return positional(op, arrays), attributes
+    arrays, attributes = causal_conv_case(batch=batch, steps=steps, dtype="float16", seed=seed)
+    return positional(op, arrays), {**attributes, "ndim": 1}
+
+
+def largest(*calls: Call) -> list[Tensor]:
+    """A profile that holds these calls, described for the first."""
+    every = zip(*(inputs for inputs, _ in calls), strict=True)
+    return [
+        Tensor(
+            arrays[0].shape,
+            str(arrays[0].dtype),
+            tuple(map(min, zip(*(a.shape for a in arrays), strict=True))),
+            tuple(map(max, zip(*(a.shape for a in arrays), strict=True))),
+        )
+        for arrays in every
+    ]
+
+
+@pytest.mark.parametrize("op", CLASSES)
+def test_contexts_that_run_at_once_do_not_share_anything(driven: Driven, op: str) -> None:
+    one, two = (wide_call(op, batch=b, steps=s, seed=s) for b, s in ((2, 20), (1, 33)))
+    with built(*driven, PLUGINS[op], one[1], largest(one, two), contexts=2) as (first, second):
+        second.memory = type(first.memory)()  # a stream of its own
+        alone = [first.run(one[0]), second.run(two[0])]
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(4):
+                calls = [threads.submit(second.run, one[0]), threads.submit(first.run, two[0])]
+                for call, wanted in zip(calls, alone, strict=True):
+                    seen = call.result()
+                    assert {k: v.tobytes() for k, v in seen.items()} == {k: v.tobytes() for k, v in wanted.items()}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", CLASSES)
+@pytest.mark.parametrize("steps", [1, 40])
+def test_enqueue_is_captured_in_a_cuda_graph(host_library: Path, op: str, steps: int) -> None:
+    """A capture fails on any synchronisation or allocation; replays read what is in the buffers by then."""
+    calls = [wide_call(op, batch=2, steps=steps, seed=seed) for seed in (1, 2)]
+    host = Host(host_library, default_path("cuda"))
+    with built(host, CudaMemory(), PLUGINS[op], calls[0][1], largest(*calls)) as (context,):
+        expected = [{k: v.tobytes() for k, v in context.run(inputs).items()} for inputs, _ in calls]
+        assert list(captured(context, [inputs for inputs, _ in calls])) == expected
+    host.close()
 
 
 @pytest.mark.parametrize("op", CLASSES)
