@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from kimi_deploy.contract import METADATA_KEY
 from kimi_deploy.cuda_driver import gpu_devices
-from kimi_deploy.engine import plugin_executors
 from kimi_deploy.engine.backend import Backend, choose, load
 from kimi_deploy.engine.config import TimingCache
 from kimi_deploy.engine.network import plugin_layers
 from kimi_deploy.engine.plan import build_plan
+from kimi_deploy.engine.plugin_executors import check_kernels
 from kimi_deploy.engine.plugin_registry import register_plugins
 from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import (
@@ -33,7 +33,7 @@ from kimi_deploy.engine.recipe import (
 )
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, check_target, unusable_here
 from kimi_deploy.engine.standard_nodes import ask_for_plugins, prepare_standard_nodes
-from kimi_deploy.errors import BackendError, EngineError, UsageError
+from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.manifest import Manifest, sha256
 from kimi_deploy.ops.standard import STANDARD_OPS
 from kimi_deploy.output_folder import output_folder
@@ -163,7 +163,7 @@ def build_engine_from_file(
     check_options(backend, recipe)
     timing_cache = TimingCache(recipe)
     if recipe.plugin_kind == "python":
-        _check_kernels()
+        check_kernels(frozenset(graph.layers))
     register_plugins(backend, recipe.plugin_kind)
     capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
     check_target(capabilities, bfloat16=graph.bfloat16, kernels=True)
@@ -200,16 +200,6 @@ def build_engine_from_file(
             },
         )
         return manifest.write(target)
-
-
-def _check_kernels() -> None:
-    """Raise BackendError where the Python plugins of these operators have nothing to run, or to size, them with."""
-    if isinstance(plugin_executors.default_executor(), plugin_executors.TorchExecutor):
-        raise BackendError(
-            "the plugins of LinearAttention and CausalConvWithState need the kernel library",
-            seen="it is not built",
-            fix="make kernels (needs nvcc), or give the whole library with --plugin native: make plugins",
-        )
 
 
 def _check_layers(backend: Backend, network: Any, graph: StandardGraph) -> dict[str, int]:

@@ -18,7 +18,7 @@ from kimi_deploy.engine.backend import choose, load
 from kimi_deploy.engine.config import TimingCache
 from kimi_deploy.engine.network import Graph, check_network, read_graph
 from kimi_deploy.engine.plan import build_plan
-from kimi_deploy.engine.plugin_executors import KERNELS_NEEDED, kernels_are_built
+from kimi_deploy.engine.plugin_executors import KERNELS_NEEDED, check_kernels, kernels_are_built
 from kimi_deploy.engine.plugin_registry import register_plugins
 from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
@@ -56,6 +56,8 @@ def build_engine(
     capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
     timing_cache = TimingCache(recipe)
     if recipe.plugin != "none":
+        if recipe.plugin_kind == "python":
+            check_kernels(plugin_ops(recipe))
         register_plugins(backend, recipe.plugin_kind)
     with progress("checking the export", None, "bytes"):
         source.verify(folder)

@@ -244,3 +244,14 @@ def default_executor() -> Executor:
     if kernels_are_built():
         return ChosenExecutor(KernelExecutor(KernelLibrary.open()), TorchExecutor())
     return TorchExecutor()
+
+
+def check_kernels(ops: frozenset[str]) -> None:
+    """Raise BackendError where the Python plugin of one of `ops` has nothing to run, or to size, it with."""
+    needed = sorted(KERNELS_NEEDED & ops)
+    if needed and isinstance(default_executor(), TorchExecutor):
+        raise BackendError(
+            f"the Python plugins of {' and '.join(needed)} need the kernel library",
+            seen="it is not built",
+            fix="make kernels (needs nvcc), or give the whole library with --plugin native: make plugins",
+        )

@@ -16,7 +16,7 @@ import pytest
 
 from kimi_deploy.contract import GraphContract
 from kimi_deploy.engine import backend as backends
-from kimi_deploy.engine import requirements
+from kimi_deploy.engine import plugin_executors, requirements
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.network import read_graph
 from kimi_deploy.engine.recipe import EngineRecipe, change_profile
@@ -200,6 +200,16 @@ def test_an_architecture_that_is_not_offered_is_refused(export: Path, tmp_path: 
     assert {"8.9", "12.0"} <= set(offered)
     assert "9.0" not in offered
     refused(export, tmp_path / "engine", UsageError, "(?s)9.0.*8.9", compute_capabilities=("8.9", "9.0"))
+
+
+def test_an_op_that_only_kernels_run_is_refused_without_them(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_executors, "default_executor", plugin_executors.TorchExecutor)
+    # nothing is hashed before
+    monkeypatch.setattr(Manifest, "verify", lambda *arguments: pytest.fail("the export was read"))
+    says = "(?s)MixtureOfExperts need the kernel library.*make kernels"
+    refused(export, tmp_path / "engine", BackendError, says, plugin_ops=("KimiDeltaAttention", "MixtureOfExperts"))
 
 
 def test_profiles_beyond_what_tensorrt_addresses_are_refused(export: Path, tmp_path: Path) -> None:
