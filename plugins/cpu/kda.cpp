@@ -293,6 +293,8 @@ size_t kda_workspace(const KdaArguments& a, const Parallel& parallel) {
 }
 
 Status kda(const KdaArguments& a, const Parallel& parallel) {
+  // the state is passed over in whole vectors
+  if (a.head_dim % 8 != 0) return {Fault::kHeadDim, 0, a.head_dim, 8};
   for (int64_t row = 0; row < a.batch && a.sequence_lengths != nullptr; ++row) {
     const int64_t steps = a.sequence_lengths[row];
     if (steps < 0 || steps > a.sequence) return {Fault::kSequenceLength, row, steps, a.sequence};

@@ -45,7 +45,7 @@ struct Parallel {
 };
 
 // What a kernel found wrong with the values of its inputs; shapes are the caller's to check.
-enum class Fault : int32_t { kNone, kSequenceLength, kPastLength, kCapacity, kRouting, kBlocks, kZeroPoints };
+enum class Fault : int32_t { kNone, kSequenceLength, kPastLength, kCapacity, kHeadDim, kRouting, kBlocks, kZeroPoints };
 
 // `index` is the row of the batch, `seen` the value, `expected` its bound.
 struct Status {
@@ -60,7 +60,7 @@ const char* instruction_set();
 bool choose_instruction_set(const char* name);
 
 struct KdaArguments {
-  int64_t batch, sequence, num_heads, head_dim, conv_width;
+  int64_t batch, sequence, num_heads, head_dim, conv_width;  // head_dim: a multiple of 8
   float norm_eps, scale;
   bool bounded_gate;
   float gate_lower_bound;

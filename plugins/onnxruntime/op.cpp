@@ -196,6 +196,7 @@ Status* describe(const Kernel& kernel, const cpu::Status& status) {
   if (status.fault == cpu::Fault::kSequenceLength) what = "sequence_lengths is not within the steps of the call";
   if (status.fault == cpu::Fault::kPastLength) what = "past_lengths is negative";
   if (status.fault == cpu::Fault::kCapacity) what = "the cache has no room for every step";
+  if (status.fault == cpu::Fault::kHeadDim) what = "head_dim is no multiple of 8";
   if (status.fault == cpu::Fault::kRouting) what = "num_experts, top_k, n_group and topk_group do not go together";
   if (status.fault == cpu::Fault::kBlocks)
     what = "bits must be 4 or 8, and block_size 32, 64 or 128 and divide the sizes";

@@ -132,3 +132,13 @@ def test_a_length_out_of_range_is_refused(library: OrtKernels) -> None:
         arrays["sequence_lengths"] = np.array([3, length], np.int32)
         with pytest.raises(Exception, match=f"sequence_lengths.*row 1; seen: {length}; bound: 3"):
             run(built, arrays)
+
+
+@pytest.mark.parametrize("size", [4, 12, 20])
+def test_a_head_that_is_not_whole_vectors_is_refused(library: OrtKernels, size: int) -> None:
+    """Its tail would be computed, and written, beyond the row."""
+    arrays = kda_arrays(kda_attributes(size=size), [3], 3)
+    built = kernel(library, arrays, size=size)
+    for _ in each_instruction_set(library):
+        with pytest.raises(Exception, match=f"head_dim is no multiple of 8.*seen: {size}; bound: 8"):
+            run(built, arrays)
