@@ -66,7 +66,11 @@ void weigh(float* scores, int64_t rows, int64_t count, int64_t width, const Runn
 #pragma omp simd reduction(max : maximum)
     for (int64_t j = 0; j < count; ++j) maximum = row[j] > maximum ? row[j] : maximum;
     if (maximum == kNothing) {
-      fill_zero(row, count);
+      // none is seen, or those that are have no number for a score: a NaN stays one
+      for (int64_t j = 0; j < count; ++j) {
+        row[j] = row[j] == kNothing ? 0.0f : row[j];
+        running.total[i] += row[j];
+      }
       continue;
     }
     float sum = 0;

@@ -164,3 +164,15 @@ def test_lengths_that_do_not_fit_are_refused(library: OrtKernels, past: int, len
     arrays["past_lengths"][0], arrays["sequence_lengths"][0] = past, length
     with pytest.raises(Exception, match=message):
         run(built, arrays)
+
+
+@pytest.mark.parametrize(("steps", "past"), [(1, 100), (1, 3200), (70, 64)])
+def test_scores_that_are_no_numbers_are_not_hidden_by_those_of_other_tiles(
+    library: OrtKernels, steps: int, past: int
+) -> None:
+    arrays = mla_arrays(mla_attributes(), [past], [steps], steps, past + steps)
+    # the first tile, and of it the key part that the heads share, which is in scores and in no value
+    arrays["past_latent"][0, :64, -1] = np.nan
+    built = kernel(library, arrays, mla_attributes())
+    for _ in each_instruction_set(library):
+        assert np.isnan(run(built, arrays)["output"]).all()
