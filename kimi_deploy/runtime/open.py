@@ -63,9 +63,17 @@ def open_runner(
     """The runner for `folder` on `provider` ("cpu" or "cuda") with so many CPU threads, None for the default; an
     engine has its own device. `kernels` is OrtRunner's.
 
-    Raises as `find_backend` and the runner's constructor do.
+    Raises UsageError for the path of a library of kernels where nothing would run them, and as `find_backend` and the
+    runner's constructor do.
     """
     found = find_backend(folder, backend)
+    if found != "ort" and kernels not in ("auto", "none"):
+        raise UsageError(
+            "kernels of a library run on ONNX Runtime alone",
+            seen=f"--kernels {kernels}; {folder} runs on {found}",
+            expected="an export",
+            fix="leave --kernels out",
+        )
     if found == "trt":
         from kimi_deploy.runtime.trt_runner import open_trt_runner
 

@@ -80,8 +80,18 @@ class OrtKernels:
         return tuple(sorted(used & self.abis.keys()))
 
     def register(self, options: ort.SessionOptions) -> None:
-        """Let the sessions that are made with `options` have the kernels."""
-        options.register_custom_ops_library(str(self.path))
+        """Let the sessions that are made with `options` have the kernels.
+
+        Raises BackendError when this ONNX Runtime does not take the library.
+        """
+        try:
+            options.register_custom_ops_library(str(self.path))
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} does not take the library of CPU kernels",
+                seen=str(error).splitlines()[0][:400],
+                fix=f"build it again: {MAKE}, or run without it: --kernels none",
+            ) from error
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kimi_deploy.errors import BackendError
+from kimi_deploy.errors import BackendError, UsageError
 from kimi_deploy.manifest import Manifest, sha256
 from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC as QUANTIZED_EXPERTS
 from kimi_deploy.runtime.base import Call, Runner
@@ -37,9 +37,16 @@ class OrtRunner(Runner):
         is a serialised model to run on that export's weights in the place of its own. `kernels` is the library whose
         kernels run our ops on the CPU: "auto" the one that `make cpu-kernels` built, if it did, "none", or a path; what
         it does not cover is run by function bodies. `self.kernels` says which ops it runs.
-        Raises ManifestError or ContractError when the folder is not a whole export of this version, and BackendError
-        when ONNX Runtime cannot run it or the library cannot be used.
+        Raises UsageError for a library's path with another provider than the CPU, ManifestError or ContractError when
+        the folder is not a whole export of this version, and BackendError when ONNX Runtime cannot run it or the
+        library cannot be used.
         """
+        if provider != "cpu" and kernels not in ("auto", "none"):
+            raise UsageError(
+                "kernels of a library run on the CPU alone",
+                seen=f"--provider {provider} --kernels {kernels}",
+                fix="use --provider cpu, or leave --kernels out",
+            )
         path = Path(path)
         if path.is_file():
             model, self.fingerprint = path, f"model:{sha256(path)}"

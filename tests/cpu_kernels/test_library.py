@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.contract import METADATA_KEY, GraphContract
-from kimi_deploy.errors import BackendError
+from kimi_deploy.errors import BackendError, UsageError
 from kimi_deploy.ops.kimi_delta_attention.body import body
 from kimi_deploy.ops.kimi_delta_attention.spec import SPEC
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.runtime.open import open_runner
 from kimi_deploy.runtime.ort_kernels import OrtKernels
+from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.validate.run import Settings, validate_export
 from kimi_deploy.validate.selection import PARITY_CHECKS, QUANTIZED_CHECKS
 from tests.graph.conftest import export, no_progress
@@ -55,6 +58,23 @@ def test_a_library_of_another_abi_is_refused_with_both_hashes(tmp_path: Path) ->
         OrtKernels.open(path)
     assert ("0123456789abcdef" in caught.value.seen, SPEC.abi in caught.value.expected) == (True, True)
     assert "make cpu-kernels" in caught.value.fix
+
+
+def test_a_library_that_onnx_runtime_does_not_take_is_refused(tmp_path: Path) -> None:
+    source, path = tmp_path / "fake.c", tmp_path / "libkimi_ort.so"
+    source.write_text(FAKE.format(name=SPEC.name, abi=SPEC.abi))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    with pytest.raises(BackendError, match="does not take the library") as caught:
+        OrtKernels.open(path).register(onnxruntime.SessionOptions())
+    assert "RegisterCustomOps" in caught.value.seen
+    assert "make cpu-kernels" in caught.value.fix
+
+
+def test_a_library_that_nothing_would_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ONNX Runtime alone"):
+        open_runner(DEMO, kernels=tmp_path / "missing.so")
+    with pytest.raises(UsageError, match="the CPU alone"):
+        OrtRunner(tmp_path, provider="cuda", kernels=tmp_path / "missing.so")
 
 
 def test_a_graph_of_another_abi_is_refused_with_both_hashes(library: OrtKernels) -> None:
