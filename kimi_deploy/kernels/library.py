@@ -58,10 +58,7 @@ class KernelLibrary:
 
     def prefill_workspace(self, arguments: KdaArguments) -> int:
         """Bytes of workspace that `prefill` needs. Raises ContractError for refused sizes."""
-        size = ctypes.c_size_t()
-        code = self._library.kimi_kda_prefill_workspace(ctypes.byref(arguments), ctypes.byref(size))
-        self._check("kda_prefill_workspace", code)
-        return size.value
+        return self.workspace_size("kimi_kda_prefill_workspace", arguments)
 
     def prefill(self, arguments: KdaArguments) -> None:
         """kimi_kda_prefill. Raises ContractError for refused arguments, BackendError for a failed launch."""
@@ -70,6 +67,12 @@ class KernelLibrary:
     def call(self, function: str, arguments: ctypes.Structure, *more: Any) -> None:
         """A function by name. Raises ContractError for refused arguments, BackendError for a failed launch."""
         self._check(function.removeprefix("kimi_"), getattr(self._library, function)(ctypes.byref(arguments), *more))
+
+    def workspace_size(self, function: str, arguments: ctypes.Structure) -> int:
+        """Bytes of workspace, by the function that tells them. Raises ContractError for refused sizes."""
+        size = ctypes.c_size_t()
+        self.call(function, arguments, ctypes.byref(size))
+        return size.value
 
     def set_seed(self, seed: int) -> None:
         """Seed of the order of threads and blocks; the emulated library only (AttributeError otherwise)."""

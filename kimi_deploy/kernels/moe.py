@@ -43,9 +43,7 @@ class MoeKernels:
         return self._workspace_size(moe_arguments(arrays, attributes))
 
     def _workspace_size(self, arguments: MoeArguments) -> int:
-        size = ctypes.c_size_t()
-        self.library.call("kimi_moe_workspace", arguments, ctypes.byref(size))
-        return size.value
+        return self.library.workspace_size("kimi_moe_workspace", arguments)
 
 
 def moe_arguments(

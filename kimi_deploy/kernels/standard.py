@@ -60,9 +60,7 @@ class StandardKernels:
         self.library.call("kimi_causal_conv", causal_conv_arguments(arrays, attributes, stream=stream))
 
     def _workspace_size(self, arguments: LinearAttentionArguments) -> int:
-        size = ctypes.c_size_t()
-        self.library.call("kimi_linear_attention_workspace", arguments, ctypes.byref(size))
-        return size.value
+        return self.library.workspace_size("kimi_linear_attention_workspace", arguments)
 
 
 def linear_attention_arguments(

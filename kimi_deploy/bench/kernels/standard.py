@@ -6,15 +6,12 @@ channels; bfloat16, the recurrent state float32 and in place.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kimi_deploy.bench.kernels.command import run_measurement
 from kimi_deploy.bench.kernels.device import describe_device, measure_ceilings, require_device
-from kimi_deploy.errors import KimiDeployError
 from kimi_deploy.kernels.library import KernelLibrary
 from kimi_deploy.kernels.standard import StandardKernels
 
@@ -109,18 +106,7 @@ def measure() -> dict[str, Any]:
     return {"device": device, "ceilings": ceilings.to_dict(), "results": results}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    arguments = parser.parse_args()
-    try:
-        measured = measure()
-    except KimiDeployError as error:
-        raise SystemExit(f"error: {error}") from None
-    if arguments.json:
-        json.dump(measured, sys.stdout)
-        return
-    print(measured["device"]["name"])
+def print_tables(measured: dict[str, Any]) -> None:
     print(f"{'operator':20} {'batch':>5} {'steps':>6} {'us':>10} {'p10':>10} {'p90':>10} {'byte floor':>10}")
     for r in measured["results"]:
         times = " ".join(f"{r[name] * 1e6:10.1f}" for name in ("median", "p10", "p90", "floor"))
@@ -128,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_measurement(__doc__, measure, print_tables)

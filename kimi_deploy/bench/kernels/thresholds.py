@@ -7,15 +7,12 @@ as a layer of the 48B model, 256 experts, 8 a token, hidden 2304, intermediate 1
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kimi_deploy.bench.kernels.cases import Case
+from kimi_deploy.bench.kernels.command import run_measurement
 from kimi_deploy.bench.kernels.device import describe_device, measure_ceilings, require_device
-from kimi_deploy.errors import KimiDeployError
 from kimi_deploy.kernels.kda import KdaKernels
 from kimi_deploy.kernels.library import KernelLibrary
 from kimi_deploy.kernels.moe import MoeKernels
@@ -124,18 +121,7 @@ def measure() -> dict[str, Any]:
     return {"device": device, "ceilings": ceilings.to_dict(), "kda": kda, "moe": moe}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    arguments = parser.parse_args()
-    try:
-        measured = measure()
-    except KimiDeployError as error:
-        raise SystemExit(f"error: {error}") from None
-    if arguments.json:
-        json.dump(measured, sys.stdout)
-        return
-    print(measured["device"]["name"])
+def print_tables(measured: dict[str, Any]) -> None:
     print("KimiDeltaAttention, us: steps, decode, prefill")
     for r in measured["kda"]:
         print(f"{r['steps']:6} {r['decode'] * 1e6:10.1f} {r['prefill'] * 1e6:10.1f}")
@@ -145,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_measurement(__doc__, measure, print_tables)
