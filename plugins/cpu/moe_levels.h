@@ -24,20 +24,30 @@ inline Vec permuted(__m512 table, Words index) {
 }
 #endif
 
+// One lane vector of `block` rows, `width` apart: the size of a step (127 make the largest magnitude) and its inverse.
+// `poison` is NaN where the rows hold a NaN or an infinity, and zero elsewhere.
+struct BlockScale {
+  Vec scale, inverse, poison;
+};
+
+inline BlockScale block_scale(const float* from, int64_t width, int64_t block) {
+  Vec largest{}, poison{};
+  for (int64_t k = 0; k < block; ++k) {
+    const Vec x = load(from + k * width);
+    largest = larger(magnitude(x), largest);
+    poison += x * 0.0f;
+  }
+  const Vec scale = largest / 127.0f;
+  return {scale, scale > 0.0f ? 1.0f / scale : Vec{}, poison};
+}
+
 // Rounds every `block` rows of a strip [columns, width] to 127 steps of their largest magnitude in that lane. A block
 // that holds a NaN or an infinity becomes NaN, as in the reference.
 inline void round_strip(float* strip, int64_t columns, int64_t width, int64_t block) {
   for (int64_t k0 = 0; k0 < columns; k0 += block) {
     for (int64_t t = 0; t < width; t += kLanes) {
       float* from = strip + k0 * width + t;
-      Vec largest{}, poison{};
-      for (int64_t k = 0; k < block; ++k) {
-        const Vec x = load(from + k * width);
-        largest = larger(magnitude(x), largest);
-        poison += x * 0.0f;
-      }
-      const Vec scale = largest / 127.0f;
-      const Vec inverse = scale > 0.0f ? 1.0f / scale : Vec{};
+      const auto [scale, inverse, poison] = block_scale(from, width, block);
       for (int64_t k = 0; k < block; ++k) {
         float* at = from + k * width;
         for (int64_t i = 0; i < kLanes; ++i) at[i] = __builtin_rintf(at[i] * inverse[i]);
@@ -71,14 +81,7 @@ inline void round_to_steps(const float* strip, int64_t begin, int64_t end, int64
   for (int64_t k0 = begin; k0 < end; k0 += block) {
     for (int64_t t = 0; t < width; t += kLanes) {
       const float* from = strip + (k0 - begin) * width + t;
-      Vec largest{}, poison{};
-      for (int64_t k = 0; k < block; ++k) {
-        const Vec x = load(from + k * width);
-        largest = larger(magnitude(x), largest);
-        poison += x * 0.0f;
-      }
-      const Vec scale = largest / 127.0f;
-      const Vec inverse = scale > 0.0f ? 1.0f / scale : Vec{};
+      const auto [scale, inverse, poison] = block_scale(from, width, block);
       Integers total{};
       for (int64_t k = 0; k < block; k += 4 * Interleave) {
         for (int64_t i = 0; i < Interleave; ++i) {

@@ -56,23 +56,21 @@ struct Launches {
 
 int64_t blocks_of(int64_t count, int64_t a_block) { return (count + a_block - 1) / a_block; }
 
+// The gate and up product, then the down product, in tiles of one kind.
+template <class Tile, class T>
+void products(Launches<T>& run, const char* name, void (*first)(MoeParams<T>), void (*second)(MoeParams<T>)) {
+  const MoeParams<T>& p = run.p;
+  run(name, first, p.tiles * blocks_of(2 * p.inner, Tile::kColumns), Tile::kThreads, Tile::kBytes);
+  run(name, second, p.tiles * blocks_of(p.hidden, Tile::kColumns), Tile::kThreads, Tile::kBytes);
+}
+
 void products(Launches<float>& run) {
-  const MoeParams<float>& p = run.p;
-  using Tile = ExpertTile32;
-  run("moe_product_32", moe_product_32<float, true>, p.tiles * blocks_of(2 * p.inner, Tile::kColumns), Tile::kThreads,
-      Tile::kBytes);
-  run("moe_product_32", moe_product_32<float, false>, p.tiles * blocks_of(p.hidden, Tile::kColumns), Tile::kThreads,
-      Tile::kBytes);
+  products<ExpertTile32>(run, "moe_product_32", moe_product_32<float, true>, moe_product_32<float, false>);
 }
 
 template <class T>
 void products(Launches<T>& run) {
-  const MoeParams<T>& p = run.p;
-  using Tile = ExpertTile16;
-  run("moe_product_16", moe_product_16<T, true>, p.tiles * blocks_of(2 * p.inner, Tile::kColumns), Tile::kThreads,
-      Tile::kBytes);
-  run("moe_product_16", moe_product_16<T, false>, p.tiles * blocks_of(p.hidden, Tile::kColumns), Tile::kThreads,
-      Tile::kBytes);
+  products<ExpertTile16>(run, "moe_product_16", moe_product_16<T, true>, moe_product_16<T, false>);
 }
 
 template <class T>

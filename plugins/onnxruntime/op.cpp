@@ -20,25 +20,6 @@ ElementType element_type(PortType type) {
   }
 }
 
-// Over plain sizes.
-struct Integers {
-  int64_t constant(int32_t value) const { return value; }
-  int64_t combine(DimensionStep::Kind kind, int64_t a, int64_t b) const {
-    switch (kind) {
-      case DimensionStep::kAdd:
-        return a + b;
-      case DimensionStep::kSubtract:
-        return a - b;
-      case DimensionStep::kMultiply:
-        return a * b;
-      case DimensionStep::kDivide:
-        return b == 0 ? -1 : a / b;
-      default:
-        return a > b ? a : b;
-    }
-  }
-};
-
 // A node: its attributes, and the sizes that they fix.
 struct Kernel {
   const Api* api;
@@ -151,7 +132,7 @@ Status* read_inputs(const Kernel& kernel, const KernelContext* context, int64_t*
     for (int32_t axis = 0; shapes[i] != nullptr && axis < spec.inputs[i].dims.count; ++axis) {
       const DimensionSpec& dimension = spec.inputs[i].dims[axis];
       const int32_t symbol = dimension.symbol();
-      const int64_t wanted = symbol >= 0 ? sizes[symbol] : evaluate(dimension, sizes, Integers());
+      const int64_t wanted = symbol >= 0 ? sizes[symbol] : evaluate(dimension, sizes, SizeAlgebra());
       if (shapes[i][axis] != wanted) {
         return kernel.refuse("input %s has %lld on axis %d; expected: %s = %lld", spec.inputs[i].name,
                              static_cast<long long>(shapes[i][axis]), static_cast<int>(axis), dimension.text,
@@ -167,7 +148,7 @@ Status* make_outputs(const Kernel& kernel, KernelContext* context, const int64_t
   for (int32_t i = 0; i < spec.outputs.count; ++i) {
     const List<DimensionSpec>& dims = spec.outputs[i].dims;
     int64_t shape[8];
-    for (int32_t axis = 0; axis < dims.count; ++axis) shape[axis] = evaluate(dims[axis], sizes, Integers());
+    for (int32_t axis = 0; axis < dims.count; ++axis) shape[axis] = evaluate(dims[axis], sizes, SizeAlgebra());
     Value* value;
     KIMI_TRY(kernel.api->KernelContext_GetOutput(context, static_cast<size_t>(i), shape,
                                                  static_cast<size_t>(dims.count), &value));

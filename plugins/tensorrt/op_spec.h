@@ -95,4 +95,23 @@ Value evaluate(const DimensionSpec& dimension, const Value* symbols, Algebra&& a
   return stack[0];
 }
 
+// Dimensions as plain sizes.
+struct SizeAlgebra {
+  int64_t constant(int32_t value) const { return value; }
+  int64_t combine(DimensionStep::Kind kind, int64_t first, int64_t second) const {
+    switch (kind) {
+      case DimensionStep::kAdd:
+        return first + second;
+      case DimensionStep::kSubtract:
+        return first - second;
+      case DimensionStep::kMultiply:
+        return first * second;
+      case DimensionStep::kMax:
+        return first > second ? first : second;
+      default:
+        return second > 0 ? first / second : -1;
+    }
+  }
+};
+
 }  // namespace kimi

@@ -29,24 +29,6 @@ std::string text_of(const Dims& dims) {
   return text + ")";
 }
 
-struct SizeAlgebra {
-  int64_t constant(int32_t value) const { return value; }
-  int64_t combine(DimensionStep::Kind kind, int64_t first, int64_t second) const {
-    switch (kind) {
-      case DimensionStep::kAdd:
-        return first + second;
-      case DimensionStep::kSubtract:
-        return first - second;
-      case DimensionStep::kMultiply:
-        return first * second;
-      case DimensionStep::kMax:
-        return first > second ? first : second;
-      default:
-        return second > 0 ? first / second : -1;
-    }
-  }
-};
-
 struct ExpressionAlgebra {
   nvinfer1::IExprBuilder& builder;
 

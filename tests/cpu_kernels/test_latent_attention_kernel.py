@@ -22,7 +22,7 @@ from tests.ops.body_cases import (
     poisoned,
 )
 from tests.ops.op_model import op_model, run, session
-from tests.ops.test_mla_body import CASES, PADDED, case_arrays
+from tests.ops.test_mla_body import CASES, PADDED, case_arrays, check_pieces_fill_the_same_cache
 
 MODELS = {
     "demo": {
@@ -124,19 +124,7 @@ def test_one_buffer_bound_as_past_and_present_is_written_in_place(library: OrtKe
 def test_a_split_prefill_and_single_steps_fill_the_same_cache(library: OrtKernels) -> None:
     steps = 70
     arrays = mla_arrays(mla_attributes(), [0], [steps], steps, steps)
-    built = kernel(library, arrays, mla_attributes())
-    whole = run(built, arrays)
-    for cuts in ([13, steps], list(range(1, steps + 1))):
-        latent, begin, outputs = arrays["past_latent"], 0, []
-        for end in cuts:
-            piece = {n: a[:, begin:end] if n in PADDED else a for n, a in arrays.items()}
-            piece |= {"past_latent": latent, "past_lengths": np.array([begin], np.int32)}
-            piece["sequence_lengths"] = np.array([end - begin], np.int32)
-            output, latent = run(built, piece).values()
-            outputs.append(output)
-            begin = end
-        assert_close(np.concatenate(outputs, axis=1), whole["output"].astype(np.float64))
-        assert np.array_equal(latent, whole["present_latent"])
+    check_pieces_fill_the_same_cache(kernel(library, arrays, mla_attributes()), arrays)
 
 
 @pytest.mark.parametrize("steps", [3, 70])

@@ -97,22 +97,28 @@ def test_one_buffer_bound_as_past_and_present_is_written_in_place() -> None:
     assert np.array_equal(cache_.numpy(), expected["present_latent"])
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_split_prefill_and_single_steps_fill_the_same_cache(flavour: Flavour) -> None:
-    steps = 21
-    arrays = mla_arrays(mla_attributes(), [0], [steps], steps, steps)
-    whole = run(mla_session(flavour), arrays)
+def check_pieces_fill_the_same_cache(built: onnxruntime.InferenceSession, arrays: dict[str, np.ndarray]) -> None:
+    """A prefill of one row in one call, in two, and step by step: close outputs, and the cache to the bit."""
+    steps = arrays["query"].shape[1]
+    whole = run(built, arrays)
     for cuts in ([13, steps], list(range(1, steps + 1))):
         latent, begin, outputs = arrays["past_latent"], 0, []
         for end in cuts:
             piece = {n: a[:, begin:end] if n in PADDED else a for n, a in arrays.items()}
             piece |= {"past_latent": latent, "past_lengths": np.array([begin], np.int32)}
             piece["sequence_lengths"] = np.array([end - begin], np.int32)
-            output, latent = run(mla_session(flavour), piece).values()
+            output, latent = run(built, piece).values()
             outputs.append(output)
             begin = end
         assert_close(np.concatenate(outputs, axis=1), whole["output"].astype(np.float64))
         assert np.array_equal(latent, whole["present_latent"])
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_split_prefill_and_single_steps_fill_the_same_cache(flavour: Flavour) -> None:
+    steps = 21
+    arrays = mla_arrays(mla_attributes(), [0], [steps], steps, steps)
+    check_pieces_fill_the_same_cache(mla_session(flavour), arrays)
 
 
 # ONNX Runtime's CPU has no bfloat16 products; the ort body makes none
