@@ -58,6 +58,10 @@ class ExportError(KimiDeployError):
     """An export that could not be made, or that did not pass its own checks."""
 
 
+class DiskSpaceError(ExportError):
+    """Too little room on the disk for an output; what an earlier run has written of it is good, and is kept."""
+
+
 class ManifestError(KimiDeployError):
     """An artefact whose manifest is missing, unreadable or does not match the files beside it."""
 

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kimi_deploy.errors import UsageError
+from kimi_deploy.errors import DiskSpaceError, UsageError
+
+CUT_SHORT = (KeyboardInterrupt, SystemExit, OSError, MemoryError, DiskSpaceError)
+"""What stops a run for a reason that lies outside what it writes: the same run can go on later."""
 
 Known = Callable[[Path], set[str]]
 """Given a folder, the names of the files in it that the same command wrote; empty when it wrote none of it."""
@@ -37,9 +40,9 @@ def output_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator[Pa
 def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator[tuple[Path, Path]]:
     """Yield (a folder that takes target's place on success, a file for a journal), both kept where a run is cut short.
 
-    They lie in `.NAME.partial` beside `target`. An interrupt, a kill or an error of the disk leaves them once the
-    journal exists, and the next call yields them as they are; any other error removes them. Raises UsageError as
-    `output_folder`, and when another process is at work on the same target.
+    They lie in `.NAME.partial` beside `target`. A kill or an error of `CUT_SHORT` leaves them once there is a journal
+    and something beside it, and the next call yields them as they are; any other error removes them. Raises UsageError
+    as `output_folder`, and when another process is at work on the same target.
     """
     target = _checked(target, overwrite, known)
     work = partial_folder(target)
@@ -60,8 +63,8 @@ def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator
         content.mkdir(exist_ok=True)
         yield content, journal
         _take_place(content, target)
-    except (KeyboardInterrupt, SystemExit, OSError):
-        keep = journal.exists()
+    except CUT_SHORT:
+        keep = journal.exists() and content.is_dir() and any(content.iterdir())
         raise
     finally:
         os.close(lock)

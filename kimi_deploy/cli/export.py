@@ -19,7 +19,7 @@ from kimi_deploy.cli.common import (
 )
 from kimi_deploy.contract import DTYPES
 from kimi_deploy.ops.flavours import FLAVOURS
-from kimi_deploy.output_folder import partial_folder
+from kimi_deploy.output_folder import CUT_SHORT, partial_folder
 from kimi_deploy.quantization.scheme import SYNTAX, describe_precision, parse_scheme
 
 
@@ -84,7 +84,7 @@ def export_command(
             reference=weights == "reference",
             quantization=scheme,
         )
-    except (KeyboardInterrupt, SystemExit, OSError):
+    except CUT_SHORT:
         partial = partial_folder(output)
         if partial.exists():
             say(f"what is written so far is in {partial}: the same command goes on with it; remove it otherwise")

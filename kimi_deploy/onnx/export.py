@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.contract import METADATA_KEY, Dtype, GraphContract
-from kimi_deploy.errors import ExportError, UsageError
+from kimi_deploy.errors import DiskSpaceError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.bodies import set_bodies
 from kimi_deploy.onnx.check import check_graph
@@ -70,8 +70,8 @@ def export_model(
     `quantization` stores the parameters it selects in 4 or 8 bits.
 
     Raises UsageError for an output that cannot be used or a quantisation that does not fit the model, ConfigError or
-    CheckpointError for a bad checkpoint, and ExportError when there is too little disk space, the model
-    cannot be traced or the result is not right.
+    CheckpointError for a bad checkpoint, DiskSpaceError when there is too little disk space, and ExportError when the
+    model cannot be traced or the result is not right.
     """
     checkpoint = Checkpoint.open(folder)
     checkpoint.resolve()
@@ -164,7 +164,7 @@ def _check_space(folder: Path, layout: Layout) -> None:
     free = shutil.disk_usage(folder).free
     needed = sum(layout.sizes.values()) - written + (64 << 20)  # the graph, tokenizer files and room to breathe
     if free < needed:
-        raise ExportError(
+        raise DiskSpaceError(
             "not enough disk space for the export",
             seen=f"{free / 1e9:.2f} GB free in {folder.parent.parent}",
             expected=f"{needed / 1e9:.2f} GB",

@@ -1,6 +1,7 @@
 """Export in pieces: each byte read once, in disk order, memory bounded; cut short anywhere, the same bytes at last."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -25,11 +26,12 @@ from kimi_deploy.checkpoint.parameter_part import Span
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.checkpoint.safetensors_file import layout_header
 from kimi_deploy.contract import Dtype, GraphContract
-from kimi_deploy.errors import CheckpointError, ExportError, UsageError
+from kimi_deploy.errors import CheckpointError, DiskSpaceError, ExportError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx import export as export_module
 from kimi_deploy.onnx import weight_files, weights
 from kimi_deploy.onnx.export import export_model
+from kimi_deploy.onnx.journal import Journal
 from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan, plan_weights
 from kimi_deploy.output_folder import partial_folder
 from kimi_deploy.runtime.ort_runner import OrtRunner
@@ -154,14 +156,21 @@ def test_a_finished_piece_that_the_disk_lost_is_written_again(run: Export, whole
     assert content(output)["weights.bin"] == content(whole)["weights.bin"]
 
 
-@pytest.mark.parametrize("cut", [b"", b"\n", b'[3, "'])
+@pytest.mark.parametrize("cut", [b"", b"\n", b'[3, "', b"\n5\n", b"\0" * 30])
 def test_a_journal_that_is_cut_short_is_read_as_far_as_it_goes(
     cut: bytes, run: Export, whole: Path, tmp_path: Path
 ) -> None:
+    """Also when the run that goes on is killed again: its lines are not glued to the one that was cut."""
     output = tmp_path / "out"
     killed(lambda: run(output), "pwrite", 20)
-    journal = partial_folder(output) / "journal"
-    journal.write_bytes(journal.read_bytes()[:-20] + cut)
+    path = partial_folder(output) / "journal"
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes((header + b"".join(lines))[:-20] + cut)
+    fingerprint = json.loads(header)["fingerprint"]
+    killed(lambda: run(output), "pwrite", 10)
+    with Journal(path, fingerprint) as journal:
+        assert {json.loads(line)[0] for line in lines[:-1]} < set(journal.finished)
+        assert len(journal.finished) >= len(lines) - 1 + 5
     run(output)
     assert content(output) == content(whole)
 
@@ -182,17 +191,34 @@ def test_an_export_of_another_checkpoint_begins_anew(run: Export, model: Path, t
     assert content(tmp_path / "out")["weights.bin"] == content(tmp_path / "fresh")["weights.bin"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
 def test_an_interrupt_and_a_full_disk_keep_what_is_written(
-    error: BaseException, run: Export, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Any, run: Export, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(weight_files, "check_weights", _raising(error))
-        with pytest.raises(type(error) if isinstance(error, OSError) else KeyboardInterrupt):
+        with pytest.raises(type(error) if isinstance(error, OSError) else error):
             run(tmp_path / "out")
     assert partial_folder(tmp_path / "out").is_dir()
     run(tmp_path / "out")
     assert content(tmp_path / "out") == content(whole)
+
+
+def test_too_little_space_for_the_rest_keeps_what_is_written(
+    run: Export, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that was full is still full when the user tries again too early: hours of work are not for that lost."""
+    output = tmp_path / "out"
+    killed(lambda: run(output), "pwrite", 30)
+    before = content(partial_folder(output) / "content")
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1))
+        with pytest.raises(DiskSpaceError):
+            run(output)
+    assert content(partial_folder(output) / "content") == before
+    run(output)
+    assert content(output) == content(whole)
 
 
 def _raising(error: Any) -> Callable[..., None]:
