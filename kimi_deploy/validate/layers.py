@@ -1,8 +1,9 @@
 """An export against PyTorch one layer at a time: what no machine could hold twice is compared all the same.
 
 ONNX Runtime runs the graph once with every layer's input as an extra output; then each layer of the source model is
-loaded alone, given what ONNX Runtime gave its own, and compared in output and states. Memory is that of the export or
-of one layer, whichever is larger, and a difference belongs to the layer it is reported for.
+loaded alone, given what ONNX Runtime gave its own, and compared in output and states. What the first layer is given is
+compared with the embeddings of the ids, as no layer answers for it. Memory is that of the export or of one layer,
+whichever is larger, and a difference belongs to the layer it is reported for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from kimi_deploy.model.layers import DecoderLayer, MixtureOfExperts, RMSNorm
 from kimi_deploy.model.quantized import QuantizedMixtureOfExperts, rounding
 from kimi_deploy.ops.quantized_mixture_of_experts.reference import dequantize, rounded
 from kimi_deploy.quantization.scheme import Scheme, recorded_scheme
-from kimi_deploy.quantization.selection import HEAD, quantized_parameters
+from kimi_deploy.quantization.selection import EMBEDDINGS, HEAD, quantized_parameters
 from kimi_deploy.runtime.storage import NUMPY_DTYPES
 from kimi_deploy.validate.compare import Difference, compare
 from kimi_deploy.validate.tolerances import Tolerance, tolerance
@@ -40,7 +41,8 @@ _MODEL_NAME = "model.onnx"
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One comparison: `step` is prefill or decode, `tensor` a layer's output or state, or the logits."""
+    """One comparison: `step` is prefill or decode, `tensor` the embeddings, a layer's output or state, or the logits.
+    """
 
     step: str
     tensor: str
@@ -79,7 +81,7 @@ def validate_layers(
     with progress("running the export", None):
         steps = _run(graph, export, checkpoint.config, contract, ids, threads)
     rows: list[LayerRow] = []
-    with progress("comparing layers", checkpoint.config.num_hidden_layers + 1, unit="layers") as advance:
+    with progress("comparing layers", checkpoint.config.num_hidden_layers + 2, unit="layers") as advance:
         for row in _compare(checkpoint, _Source(checkpoint, graph, scheme), steps, bound, advance):
             rows.append(row)
     return rows
@@ -199,10 +201,17 @@ def _compare(
 ) -> Iterator[LayerRow]:
     config = checkpoint.config
 
-    def row(step: _Step, tensor: str, actual: np.ndarray, expected: torch.Tensor) -> LayerRow:
+    def row(step: _Step, tensor: str, actual: np.ndarray, expected: torch.Tensor, bound: Tolerance = bound) -> LayerRow:
         difference = compare(actual, expected.numpy())
         return LayerRow(step.name, tensor, difference, difference.within(bound))
 
+    table = source.load(EMBEDDINGS)
+    for step in steps:
+        looked_up = table[torch.from_numpy(step.tensors[INPUT_IDS])]
+        # a lookup rounds no input, of whatever precision the table is
+        yield row(step, "embeddings", step.tensors["hidden.0"], looked_up, tolerance("graph_float32"))
+    del table
+    advance(1)
     for index in range(config.num_hidden_layers):
         layer = source.layer(index)
         for step in steps:
@@ -222,7 +231,7 @@ def _compare(
         advance(1)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps, torch.float32)
     source.fill(norm, "model.norm.")
-    name = "model.embed_tokens.weight" if config.tie_word_embeddings else HEAD
+    name = EMBEDDINGS if config.tie_word_embeddings else HEAD
     head = source.load(name)
     for step in steps:
         with torch.inference_mode():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
@@ -51,22 +52,27 @@ def test_every_layer_of_an_honest_export_agrees(
     rows = layers(model, exported(scheme))
     assert all(row.passed for row in rows), [r for r in rows if not r.passed]
     kda = [f"{layer}.{what}" for layer in (0, 1) for what in ("output", "conv_state", "recurrent_state")]
-    wanted = {*kda, "2.output", "2.latent", "logits"}
+    wanted = {"embeddings", *kda, "2.output", "2.latent", "logits"}
     for step in ("prefill", "decode"):
         assert {row.tensor for row in rows if row.step == step} == wanted
 
 
 @pytest.mark.parametrize(
-    ("weight", "layer"),
-    [("model.layers.1.mlp.experts.down_proj", "1"), ("model.layers.2.self_attn.o_proj.weight", "2")],
+    ("weight", "tensor"),
+    [
+        ("model.embed_tokens.weight", "embeddings"),
+        ("model.layers.1.mlp.experts.down_proj", "1.output"),
+        ("model.layers.2.self_attn.o_proj.weight", "2.output"),
+        ("lm_head.weight", "logits"),
+    ],
 )
 def test_a_wrong_weight_is_reported_for_its_layer_alone(
-    weight: str, layer: str, model: Path, exported: Callable[[str | None], Path], tmp_path: Path
+    weight: str, tensor: str, model: Path, exported: Callable[[str | None], Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(exported(None), tmp_path / "wrong")
-    tensor = ir.load(folder / "model.onnx").graph.initializers[weight].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
-    values = np.memmap(folder / tensor.location, np.float32, "r+", tensor.offset or 0, tuple(tensor.shape))
+    stored = ir.load(folder / "model.onnx").graph.initializers[weight].const_value
+    assert isinstance(stored, ir.ExternalTensor)
+    values = np.memmap(folder / stored.location, np.float32, "r+", stored.offset or 0, tuple(stored.shape))
     values *= np.float32(1.01)
     values.flush()
     Manifest.read(folder).write(folder)
@@ -75,7 +81,19 @@ def test_a_wrong_weight_is_reported_for_its_layer_alone(
     )
     assert done.exit_code == 1
     failed = {row["tensor"] for row in json.loads(done.stdout)["rows"] if not row["passed"]}
-    assert failed == {f"{layer}.output"}
+    assert failed == {tensor}
+
+
+def test_quantised_embeddings_that_forget_their_zero_points_are_reported(
+    model: Path, exported: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported("int4,group=32,head,embeddings"), tmp_path / "wrong")
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    (node,) = [n for n in graph.graph.node if n.op_type == "GatherBlockQuantized"]
+    del node.input[3:]
+    onnx.save(graph, folder / "model.onnx")
+    Manifest.read(folder).write(folder)
+    assert {row.tensor for row in layers(model, folder) if not row.passed} == {"embeddings"}
 
 
 def test_another_checkpoint_and_another_dtype_are_refused(
