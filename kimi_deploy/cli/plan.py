@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from kimi_deploy.config import KimiLinearConfig
     from kimi_deploy.plan.report import Plan
 
+_LEAST_BYTES = 1_000_000
+"""What is less was written without its unit: a plan of 32 bytes says that nothing fits, which is true and no answer."""
+
 
 class TokenCount(click.ParamType):
     """A number of tokens: 131072, or 128K and 1M in powers of two."""
@@ -70,6 +73,14 @@ def plan_command(
     from kimi_deploy.plan.gpus import find_gpu
     from kimi_deploy.plan.report import Request, make_plan
 
+    for option, value in (("--memory", memory), ("--bandwidth", bandwidth)):
+        if value is not None and value < _LEAST_BYTES:
+            raise UsageError(
+                f"{option} is less than any device has",
+                seen=f"{value} bytes",
+                expected="a size with its unit",
+                fix=f"{option} {value}GB, if that is what you mean",
+            )
     device = find_gpu(gpu) if gpu else None
     config, name = _config(model, layers)
     exported = _exported(model)

@@ -243,6 +243,8 @@ def test_the_table_names_the_model_of_a_folder_and_its_quantisation(exported: Pa
         ["kimi-linear-48b", "--context", "0"],
         ["kimi-linear-48b", "--context", "12Q"],
         ["kimi-linear-48b", "--memory", "much"],
+        ["kimi-linear-48b", "--memory", "32"],
+        ["kimi-linear-48b", "--memory", "80GB", "--bandwidth", "900"],
         ["kimi-linear-48b", "--quantize", "int3"],
         ["kimi-linear-48b", "--quantize", "int4", "--dtype", "bfloat16"],
         ["kimi-linear-48b", "--quantize", "int4", "--gpu", "h200"],
