@@ -206,8 +206,15 @@ def model_command(
     if set(chosen) - {"ort", "ort-bodies", "trt"}:
         from kimi_deploy.checkpoint import Checkpoint
 
-        # a worker would find out only after the others have run
-        Checkpoint.open(model)
+        # a worker would find out only after the others have run, and of another model not at all
+        fingerprint = Checkpoint.open(model).fingerprint()
+        if manifest.source["checkpoint"] != fingerprint:
+            raise UsageError(
+                "EXPORT was made from another checkpoint than MODEL",
+                seen=f"{export}: {manifest.source['name']}, {manifest.source['checkpoint']}",
+                expected=f"{model}: {fingerprint}",
+                fix="give the checkpoint it was exported from, or export again",
+            )
     if ("llama.cpp" in chosen) != (llama_cpp is not None):
         raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
     if llama_cpp is not None and max(batches) > 1:

@@ -135,6 +135,12 @@ def test_llama_cpp_needs_its_own_source_folder(folders: tuple[Path, Path], tmp_p
             CliRunner().invoke(cli, [*command, *more], catch_exceptions=False)
 
 
+def test_an_export_of_another_checkpoint_is_refused(folders: tuple[Path, Path]) -> None:
+    demo = Path(__file__).parents[2] / "models" / "demo"
+    with pytest.raises(UsageError, match="another checkpoint"):
+        CliRunner().invoke(cli, ["bench", str(demo), str(folders[1]), "--backend", "torch"], catch_exceptions=False)
+
+
 def test_llama_cpp_takes_one_sequence(folders: tuple[Path, Path], tmp_path: Path) -> None:
     command = ["bench", *map(str, folders), "--backend", "llama.cpp", "--llama-cpp", str(tmp_path), "--batch", "1,2"]
     with pytest.raises(UsageError, match=r"one sequence(?s:.*)--batch 2"):
