@@ -97,7 +97,12 @@ class OrtKernels:
 @cache
 def _open(path: Path) -> OrtKernels:
     if not path.is_file():
-        raise BackendError("the library of CPU kernels is not there", seen=str(path), fix=f"build it: {MAKE}")
+        raise BackendError(
+            "the library of CPU kernels is not there",
+            seen=f"{path}: a folder" if path.is_dir() else str(path),
+            expected=f"auto, none, or the path of a {FILE}",
+            fix=f"build it: {MAKE}",
+        )
     try:
         library = ctypes.CDLL(str(path))
         library.kimi_ort_count.restype = ctypes.c_int32

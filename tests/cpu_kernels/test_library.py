@@ -104,6 +104,8 @@ def test_a_wrong_shape_is_refused_with_what_was_expected(library: OrtKernels) ->
 def test_what_is_not_a_library_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="is not there"):
         OrtKernels.open(tmp_path / "missing.so")
+    with pytest.raises(BackendError, match="a folder\n  expected: auto, none, or the path"):
+        OrtKernels.open(tmp_path)
     wrong = tmp_path / "wrong.so"
     wrong.write_text("no library")
     with pytest.raises(BackendError, match="cannot be loaded"):
