@@ -68,7 +68,7 @@ def _print_checkpoint(found: dict[str, Any]) -> None:
             "KDA": f"{c['linear_num_heads']} heads of {c['linear_head_dim']}, convolution {c['linear_conv_kernel']}, "
             f"gate {c['gate']}",
             "MLA": f"{c['num_attention_heads']} heads of {c['qk_nope_head_dim']} + {c['qk_rope_head_dim']} (value "
-            f"{c['v_head_dim']}), latent {c['kv_lora_rank']}, query rank {c['q_lora_rank']}",
+            f"{c['v_head_dim']}), latent {c['kv_lora_rank']}, query rank {c['q_lora_rank'] or 'none'}",
             "experts": f"{c['num_experts']} of width {c['moe_intermediate_size']} in {c['num_expert_group']} groups, "
             f"{c['num_experts_per_token']} per token, {c['num_shared_experts']} shared",
         }
