@@ -41,7 +41,7 @@ _MODEL_NAME = "model.onnx"
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One comparison: `step` is prefill or decode, `tensor` the embeddings, a layer's output or state, or the logits."""
+    """A comparison: `step` is prefill or decode, `tensor` the embeddings, a layer's output or state, or the logits."""
 
     step: str
     tensor: str
