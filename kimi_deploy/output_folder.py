@@ -14,6 +14,9 @@ from kimi_deploy.errors import DiskSpaceError, UsageError
 CUT_SHORT = (KeyboardInterrupt, SystemExit, OSError, MemoryError, DiskSpaceError)
 """What stops a run for a reason that lies outside what it writes: the same run can go on later."""
 
+CONTENT, REPLACED = "content", "replaced"
+"""What is in a folder of work beside its journal: what takes the target's place, and what was there before."""
+
 Known = Callable[[Path], set[str]]
 """Given a folder, the names of the files in it that the same command wrote; empty when it wrote none of it."""
 
@@ -24,16 +27,20 @@ def output_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator[Pa
 
     Raises UsageError, before anything is written, when `target` is a file or cannot be made, or is a folder that is not
     empty and `overwrite` is false or it holds a single file that is not `known`: what is replaced is what the same
-    command wrote, never a checkpoint, another artefact or a user's work.
+    command wrote, never a checkpoint, another artefact or a user's work. Raises it too when another process is at work
+    on the same target. What a killed run has left is removed by the next, and what it was about to replace put back.
     """
-    target = _checked(target, overwrite, known)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    _make(temporary, target)
-    try:
-        yield temporary
-        _take_place(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    target = Path(os.path.abspath(target))
+    work = target.with_name(f".{target.name}.tmp")
+    with _at_work(work, target, overwrite, known):
+        try:
+            content = work / CONTENT
+            shutil.rmtree(content, ignore_errors=True)
+            content.mkdir()
+            yield content
+            _take_place(work, target)
+        finally:
+            _clean_up(work, target)
 
 
 @contextmanager
@@ -42,34 +49,26 @@ def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator
 
     They lie in `.NAME.partial` beside `target`. A kill or an error of `CUT_SHORT` leaves them once there is a journal
     and something beside it, and the next call yields them as they are; any other error removes them. Raises UsageError
-    as `output_folder`, and when another process is at work on the same target.
+    and cleans up as `output_folder`.
     """
-    target = _checked(target, overwrite, known)
+    target = Path(os.path.abspath(target))
     work = partial_folder(target)
-    _make(work, target)
-    content, journal = work / "content", work / "journal"
-    lock = os.open(work, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise UsageError(
-            "another process is writing this output", seen=str(work), fix="wait for it, or give another -o"
-        ) from None
-    keep = False
-    try:
-        if not journal.exists():
-            shutil.rmtree(content, ignore_errors=True)
-        content.mkdir(exist_ok=True)
-        yield content, journal
-        _take_place(content, target)
-    except CUT_SHORT:
-        keep = journal.exists() and content.is_dir() and any(content.iterdir())
-        raise
-    finally:
-        os.close(lock)
-        if not keep:
-            shutil.rmtree(work, ignore_errors=True)
+    with _at_work(work, target, overwrite, known):
+        content, journal = work / CONTENT, work / "journal"
+        keep = False
+        try:
+            if not journal.exists():
+                shutil.rmtree(content, ignore_errors=True)
+            content.mkdir(exist_ok=True)
+            yield content, journal
+            _take_place(work, target)
+        except CUT_SHORT:
+            keep = journal.exists() and content.is_dir() and any(content.iterdir())
+            raise
+        finally:
+            _put_back(work, target)
+            if not keep:
+                _clean_up(work, target)
 
 
 def partial_folder(target: Path) -> Path:
@@ -78,32 +77,75 @@ def partial_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def _checked(target: Path, overwrite: bool, known: Known) -> Path:
-    target = Path(os.path.abspath(target))
+@contextmanager
+def _at_work(work: Path, target: Path, overwrite: bool, known: Known) -> Iterator[None]:
+    """`work` is there and this process's alone, `target` may be replaced, and nothing of a killed run is in the way."""
+    if work.is_dir():
+        with _locked(work, target):
+            _put_back(work, target)
+            if target.exists() and not (work / CONTENT).exists():
+                # killed after its last rename
+                _clean_up(work, target)
     if target.exists():
         _check_replaceable(target, overwrite, known)
-    return target
+    with _locked(work, target):
+        yield
 
 
-def _make(temporary: Path, target: Path) -> None:
+@contextmanager
+def _locked(work: Path, target: Path) -> Iterator[None]:
+    lock = _lock(work, target)
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            "the output folder cannot be made", seen=f"{target}: {error.strerror}", fix="give another -o"
-        ) from error
+        yield
+    finally:
+        os.close(lock)
 
 
-def _take_place(temporary: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+def _lock(work: Path, target: Path) -> int:
+    while True:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                "the output folder cannot be made", seen=f"{target}: {error.strerror}", fix="give another -o"
+            ) from error
+        # another process may remove the folder, as it ends, at any point before the lock is held
+        try:
+            lock = os.open(work, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise UsageError(
+                "another process is writing this output", seen=str(work), fix="wait for it, or give another -o"
+            ) from None
+        if work.is_dir() and os.path.samestat(os.fstat(lock), work.stat()):
+            return lock
+        os.close(lock)
+
+
+def _take_place(work: Path, target: Path) -> None:
+    content = work / CONTENT
     # a name that outlives a power cut must not stand for bytes that do not
-    for path in (*temporary.rglob("*"), temporary):
+    for path in (*content.rglob("*"), content):
         _to_disk(path)
     if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
+        os.replace(target, work / REPLACED)
+    os.replace(content, target)
     _to_disk(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(work: Path, target: Path) -> None:
+    """After a run that ended between its two last renames."""
+    if (work / REPLACED).is_dir() and not target.exists():
+        os.replace(work / REPLACED, target)
+
+
+def _clean_up(work: Path, target: Path) -> None:
+    _put_back(work, target)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

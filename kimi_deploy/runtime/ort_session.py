@@ -14,6 +14,10 @@ from kimi_deploy.runtime.huge_pages import collapse_new, private_memory
 from kimi_deploy.runtime.ort_kernels import OrtKernels
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_NO_KERNEL = {
+    "cpu": "export with --dtype float32 or float16: on the CPU it has no bfloat16 kernels, whatever the --body",
+    "cuda": "export with another --body, or with --dtype float32",
+}
 _DTYPES = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "int64": "int64", "int32": "int32"}
 
 
@@ -75,7 +79,7 @@ def open_session(
         raise BackendError(
             f"ONNX Runtime {ort.__version__} cannot load the graph",
             seen=f"{model}: {str(error).splitlines()[0][:400]}",
-            fix="export with --dtype float32 for the CPU, which has no bfloat16 kernels, or with another --body"
+            fix=_NO_KERNEL[provider]
             if isinstance(error, NoKernel)
             else "copy the export again, or export again with this version",
         ) from error

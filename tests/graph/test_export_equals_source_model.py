@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kimi_deploy.errors import BackendError
+from kimi_deploy.ops.flavours import FLAVOURS, Flavour
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.validate.parity import Parity
@@ -20,10 +21,10 @@ def prompts(vocab: int) -> list[Prompt]:
     return [Prompt(f"{n} tokens", random.integers(0, vocab, n)) for n in (20, 1, 67)]
 
 
-@pytest.mark.parametrize("flavour", ["ort", "onnx", "primitive"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_float32_graph_equals_the_model(
-    name: str, flavour: str, models: dict[str, Path], exported: Callable[..., Path]
+    name: str, flavour: Flavour, models: dict[str, Path], exported: Callable[..., Path]
 ) -> None:
     candidate = OrtRunner(exported(name, flavour), threads=1)
     parity = Parity(
@@ -33,8 +34,11 @@ def test_float32_graph_equals_the_model(
     assert report.passed, report.first_failure
 
 
-def test_float16_graph_is_near_the_model(models: dict[str, Path], exported: Callable[..., Path]) -> None:
-    candidate = OrtRunner(exported("softplus", "ort", "float16"), threads=1)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_float16_graph_is_near_the_model(
+    flavour: Flavour, models: dict[str, Path], exported: Callable[..., Path]
+) -> None:
+    candidate = OrtRunner(exported("softplus", flavour, "float16"), threads=1)
     parity = Parity(
         TorchRunner(models["softplus"]),
         candidate,
@@ -47,8 +51,11 @@ def test_float16_graph_is_near_the_model(models: dict[str, Path], exported: Call
     assert report.passed, report.first_failure
 
 
-def test_bfloat16_graph_is_whole_and_refused_where_no_kernel_exists(exported: Callable[..., Path]) -> None:
-    """Export checked every value; ONNX Runtime's CPU provider has no bfloat16 MatMul, and says so in our words."""
-    folder = exported("softplus", "ort", "bfloat16")
-    with pytest.raises(BackendError, match="bfloat16"):
-        OrtRunner(folder, threads=1)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_bfloat16_graph_is_whole_and_refused_where_no_kernel_exists(
+    flavour: Flavour, exported: Callable[..., Path]
+) -> None:
+    """Export checked every value; ONNX Runtime's CPU provider has no bfloat16 MatMul, and says what does run there."""
+    with pytest.raises(BackendError, match="bfloat16") as error:
+        OrtRunner(exported("softplus", flavour, "bfloat16"), threads=1)
+    assert "--dtype float32 or float16" in str(error.value.fix)
