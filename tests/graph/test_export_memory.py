@@ -38,7 +38,7 @@ print(next(int(line.split()[1]) * 1024 for line in status if line.startswith("Vm
 
 
 def zeros(folder: Path, raw: dict[str, object]) -> KimiLinearConfig:
-    """A whole checkpoint in bfloat16 whose file is one hole: it is read as any other, and takes neither time nor disk."""
+    """A whole checkpoint in bfloat16 whose file is one hole: read as any other, it takes neither time nor disk."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(raw))
     config = KimiLinearConfig.from_folder(folder)
