@@ -31,9 +31,13 @@ $(VENV)/.usable: pyproject.toml
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[torch,tensorrt-rtx,plot]'
 	touch $@
 
-# what the tests need besides is as large again
+# What the tests need besides is as large again. Of the full TensorRT, 10 and 11, PyPI serves nothing but lean runtimes:
+# their registry takes the plugins. In folders of their own, as two of them are no one package.
+LEAN := 10.16.1.11 11.4.0.106
 $(VENV)/.ready: $(VENV)/.usable
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[torch,tensorrt-rtx,plot,dev]'
+	set -e; for version in $(LEAN); do $(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-lean/$$version \
+	  tensorrt-lean-cu13-libs==$$version tensorrt-lean-cu13-bindings==$$version; done
 	touch $@
 
 demo: $(VENV)/.usable

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -49,3 +51,7 @@ def runnable_tensorrt() -> TensorRT | None:
 needs_runnable_tensorrt = pytest.mark.skipif(
     runnable_tensorrt() is None, reason="no TensorRT that runs on a GPU of this machine"
 )
+
+# TensorRT's lean runtimes, which `make test` installs beside everything else: two cannot be imported from one place
+LEAN_RUNTIMES = {folder.name: folder for folder in (Path(sys.prefix) / "tensorrt-lean").glob("*")}
+needs_lean_runtimes = pytest.mark.skipif(not LEAN_RUNTIMES, reason="TensorRT's lean runtimes are not installed")
