@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kimi_deploy.errors import ConfigError
+from kimi_deploy.folder_kind import CONFIG_NAME, MANIFEST_NAME, no_model
 from kimi_deploy.model_folder import file_in_folder
 from kimi_deploy.strict_json import read_json_object
 
@@ -151,18 +152,21 @@ class KimiLinearConfig:
     def from_folder(cls, folder: str | Path) -> KimiLinearConfig:
         """Read `folder/config.json`.
 
-        Raises ConfigError when the file is missing, is not a JSON object, or `from_dict` refuses it, and
-        CheckpointError when it is a link out of the folder.
+        Raises WrongArtefactError when there is no model in the folder, ConfigError when the file alone is missing, is
+        not a JSON object, or `from_dict` refuses it, and CheckpointError when it is a link out of the folder.
         """
+        folder = Path(folder)
         try:
-            path = file_in_folder(Path(folder), "config.json")
+            path = file_in_folder(folder, CONFIG_NAME)
         except FileNotFoundError:
-            raise ConfigError(
-                "no config.json in the model folder",
-                seen=str(folder),
-                expected="a folder with config.json and safetensors files",
-                fix="give the folder of a Kimi Linear checkpoint",
-            ) from None
+            if (folder / MANIFEST_NAME).is_file():
+                raise ConfigError(
+                    "no config.json in the folder",
+                    seen=str(folder),
+                    fix="copy the whole folder again, or make it again",
+                ) from None
+            expected = "a checkpoint folder, with config.json and safetensors files"
+            raise no_model(folder, expected, "give the folder of a Kimi Linear checkpoint", ("checkpoint",)) from None
         return cls.from_dict(read_json_object(path, _MAX_BYTES, ConfigError))
 
     @classmethod

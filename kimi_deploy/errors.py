@@ -76,6 +76,10 @@ class StateError(KimiDeployError):
     """A model state that is full, not finite, of another model, or asked for something states cannot do."""
 
 
+class NotFiniteError(StateError):
+    """A NaN or an infinity in a model's state or logits: of damaged weights, or of a dtype that is too narrow."""
+
+
 class BackendError(KimiDeployError):
     """A runtime that is not installed, too old, or cannot run what it was given on this machine."""
 

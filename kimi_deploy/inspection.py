@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kimi_deploy.errors import KimiDeployError
-from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.folder_kind import CONFIG_NAME, MANIFEST_NAME, no_model
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.model_folder import require_folder
 from kimi_deploy.validate.accuracy import read_accuracy
 
@@ -17,9 +18,12 @@ def inspect_folder(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
     """Describe `folder`: "kind" is checkpoint, onnx or engine, "problems" lists what is wrong with it.
 
     `hashes` false compares only the sizes of an artefact's files with its manifest. Raises UsageError when the path
-    is no such folder, ConfigError, CheckpointError or ManifestError when it cannot be read at all.
+    is no folder, WrongArtefactError when no model is in it, ConfigError, CheckpointError or ManifestError when it
+    cannot be read at all.
     """
     require_folder(folder, "a checkpoint, an export or an engine")
+    if not any((folder / name).is_file() for name in (MANIFEST_NAME, CONFIG_NAME)):
+        raise no_model(folder)
     if not (folder / MANIFEST_NAME).is_file():
         return {"path": str(folder), **_checkpoint(folder)}
     manifest = Manifest.read(folder)

@@ -12,9 +12,9 @@ from typing import Any, Literal, NoReturn
 
 from kimi_deploy import __version__
 from kimi_deploy.errors import ManifestError, WrongArtefactError
+from kimi_deploy.folder_kind import CONFIG_NAME, MANIFEST_NAME, no_model
 from kimi_deploy.model_folder import require_folder
 
-MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 ArtefactKind = Literal["onnx", "engine", "plan"]
 """An export, an engine of one, and a TensorRT plan of another exporter's graph, which has no states of ours."""
@@ -98,15 +98,24 @@ class Manifest:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            expected = "a folder written by `kimi-deploy export` or `kimi-deploy build-engine`"
+            if not (folder / CONFIG_NAME).is_file():
+                raise no_model(
+                    folder, expected, "run `kimi-deploy export MODEL -o DIR` first", ("export", "engine")
+                ) from None
             raise WrongArtefactError(
-                "no manifest.json: the folder is not an export or an engine",
-                seen=str(folder),
-                expected="a folder written by `kimi-deploy export` or `kimi-deploy build-engine`",
-                fix="run `kimi-deploy export MODEL -o DIR` first",
+                "the folder is a checkpoint, not an export or an engine",
+                seen=f"{CONFIG_NAME} and no {MANIFEST_NAME} in {folder}",
+                expected=expected,
+                fix=f"run `kimi-deploy export {folder} -o DIR` and give DIR",
             ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ManifestError("manifest.json cannot be read", seen=f"{path}: {error}", fix="export again") from error
-        version = raw.get("manifest_version") if isinstance(raw, dict) else None
+        if not isinstance(raw, dict):
+            raise ManifestError(
+                "manifest.json is not a JSON object", seen=f"{path}: {str(raw)[:80]}", fix="export again"
+            )
+        version = raw.get("manifest_version")
         if version != MANIFEST_VERSION:
             raise ManifestError(
                 "manifest.json is of another version",
@@ -176,12 +185,16 @@ class Manifest:
     def check_kind(self, kind: ArtefactKind) -> None:
         """Raise WrongArtefactError unless the artefact is of `kind`."""
         if self.kind != kind:
-            other = {"onnx": "kimi-deploy export", "engine": "kimi-deploy build-engine EXPORT"}.get(kind)
+            words = {
+                "onnx": "an export, as `kimi-deploy export` writes",
+                "engine": "an engine, as `kimi-deploy build-engine EXPORT` writes",
+                "plan": "a plan of another exporter's graph, as `kimi-deploy build-engine FILE.onnx` writes",
+            }
             raise WrongArtefactError(
                 "the folder holds another kind of artefact",
-                seen=self.kind,
-                expected=kind,
-                fix=f"give a folder written by `{other}`",
+                seen=words[self.kind],
+                expected=words[kind],
+                fix="give the other folder",
             )
 
     def verify(self, folder: Path, hashes: bool = True) -> None:

@@ -15,13 +15,15 @@ def read_recipe(path: Path, keys: Mapping[str, type]) -> dict[str, Any]:
 
     Raises UsageError naming the file and the key.
     """
+    fix = "give a TOML file: one in export/ for export, one in engines/ for build-engine"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "give a TOML file: one in export/ for export, one in engines/ for build-engine"
         raise UsageError("no such recipe", seen=str(path), fix=fix) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError("the recipe is not TOML", seen=f"{path}: {error}") from error
+    except OSError as error:
+        raise UsageError("the recipe cannot be read", seen=f"{path}: {error.strerror}", fix=fix) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError("the recipe is not TOML", seen=f"{path}: {error}", fix=fix) from error
     for key, value in raw.items():
         if key not in keys:
             raise UsageError(f"{path}: unknown key {key!r}", expected=f"some of {sorted(keys)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,11 @@ from typing import Any
 
 import click
 
+from kimi_deploy.errors import UsageError
+
 LINE_SECONDS = 10.0
+MOST_THREADS = 1024
+"""Of any --threads: more is a slip, and a runtime that is asked for them takes minutes to start or dies."""
 
 
 class NamedPath(click.Path):
@@ -37,21 +41,7 @@ kernels_option = click.option(
 force_option = click.option("--force", is_flag=True, help="Replace an output folder that exists.")
 
 
-_UNITS = {"": 1, "B": 1} | {f"{p}{b}": n**i for b, n in (("B", 1000), ("iB", 1024)) for i, p in enumerate("KMGT", 1)}
-
-
-class ByteSize(click.ParamType):
-    """A size as people write it: 5GB, 1.5GiB, 500MB, or plain bytes. The value is a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)
-        if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-            self.fail(f"{value!r} is not a size: write 5GB, 1.5GiB or a number of bytes", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+threads_option = click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads.")
 
 
 def output_option(what: str) -> Callable[[Any], Any]:
@@ -69,6 +59,22 @@ def output_option(what: str) -> Callable[[Any], Any]:
 def folder_argument(name: str) -> Callable[[Any], Any]:
     """A positional folder; the command checks it, knowing what should be in it."""
     return click.argument(name, type=NamedPath(path_type=Path), metavar=name.upper())
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work that it would hold. Raises UsageError."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"{option}: no folder {parent}", fix="make it first")
+    if path.is_dir():
+        raise UsageError(f"{option}: the file is a folder", seen=str(path), fix="name a file in it")
+    try:
+        # only a file that is made proves that one can be: read-only mounts do not show in permissions
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise UsageError(
+            f"{option}: the folder {parent} cannot be written", seen=str(error.strerror), fix="give another folder"
+        ) from error
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from kimi_deploy.cli.common import (
-    ByteSize,
     folder_argument,
     force_option,
     json_option,
@@ -17,6 +16,7 @@ from kimi_deploy.cli.common import (
     progress,
     say,
 )
+from kimi_deploy.cli.sizes import ByteSize
 from kimi_deploy.contract import DTYPES
 from kimi_deploy.ops.flavours import FLAVOURS
 from kimi_deploy.output_folder import CUT_SHORT, partial_folder

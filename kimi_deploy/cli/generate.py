@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kimi_deploy.cli.common import NamedPath, folder_argument, json_option, kernels_option, print_json, progress, say
+from kimi_deploy.cli.common import (
+    NamedPath,
+    check_writable,
+    folder_argument,
+    json_option,
+    kernels_option,
+    print_json,
+    progress,
+    say,
+    threads_option,
+)
+from kimi_deploy.cli.sizes import TokenCount
 from kimi_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--prompts-file", type=NamedPath(path_type=Path), help="A batch: one prompt per line, in UTF-8.")
 @click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template, as a user's message.")
-@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="Per prompt.")
+@click.option("--max-new-tokens", default=128, show_default=True, type=TokenCount(), help="Per prompt.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--greedy", is_flag=True, help="Always the likeliest token; the same as --temperature 0.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the k likeliest tokens; 0 is all.")
@@ -46,9 +56,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where ort and torch run.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@threads_option
 @click.option(
-    "--capacity", type=click.IntRange(1), help="Tokens of cache per sequence; without it, just what is needed."
+    "--capacity",
+    type=TokenCount(),
+    help="Tokens of cache per sequence, as 4096 or 4K; without it, just what is needed.",
 )
 @click.option("--save-state", type=NamedPath(path_type=Path), help="Save the state after one prompt.")
 @click.option("--load-state", type=NamedPath(path_type=Path), help="Go on from a saved state; a prompt may follow.")
@@ -66,10 +78,19 @@ def generate_command(folder: Path, **options: Any) -> None:
     _check(options)
     prompts = _prompts(options)
 
-    from kimi_deploy.runtime.open import open_runner
+    from kimi_deploy.runtime.open import check_folder, open_runner
     from kimi_deploy.runtime.text_generation import TextGenerator
-    from kimi_deploy.text.token_ids import TokenIds
 
+    check_folder(folder, options["backend"])
+    generator = TextGenerator(folder, as_ids=options["prompt_ids"] is not None)
+    ids = [generator.encode(p, chat=options["chat"]) for p in prompts]
+    generator.check(
+        ids,
+        max_new_tokens=options["max_new_tokens"],
+        extra_stop_ids=options["stop_ids"],
+        state_file=options["load_state"],
+        capacity=options["capacity"],
+    )
     runner = open_runner(
         folder,
         options["backend"],
@@ -77,19 +98,17 @@ def generate_command(folder: Path, **options: Any) -> None:
         threads=options["threads"],
         kernels=options["kernels"],
     )
-    as_ids = options["prompt_ids"] is not None
-    generator = TextGenerator(folder, runner, TokenIds(runner.contract.vocab_size) if as_ids else None)
-    ids = [generator.encode(p, chat=options["chat"]) for p in prompts]
     state = None
     if options["load_state"] is not None:
         new_tokens = len(ids[0]) + options["max_new_tokens"]
-        state, pending = generator.load(options["load_state"], new_tokens, options["capacity"])
+        state, pending = generator.load(runner, options["load_state"], new_tokens, options["capacity"])
         ids = [pending + ids[0]]
     streams = len(ids) == 1 and not options["as_json"]
     # what is not written as it comes is written at the end
     total = len(ids) * options["max_new_tokens"]
     with nullcontext(lambda n: None) if streams else progress("generating", total, unit="tokens") as advance:
         completions, result = generator.complete(
+            runner,
             ids,
             max_new_tokens=options["max_new_tokens"],
             sampling=sampling,
@@ -139,29 +158,14 @@ def _check(options: dict[str, Any]) -> None:
     if options["chat"] and options["load_state"] is not None:
         refuse("a chat template writes a conversation from its beginning", "give the next turn as plain text")
     if options["load_state"] is not None and not options["load_state"].is_file():
+        path = options["load_state"]
         raise UsageError(
             "--load-state: there is no such file",
-            seen=str(options["load_state"]),
+            seen=f"{path}: a folder" if path.is_dir() else str(path),
             expected="a file that `generate --save-state` wrote",
         )
     if options["save_state"] is not None:
-        _check_writable(options["save_state"])
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse a state file that could not be saved, before the work that it would hold."""
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"--save-state: no folder {parent}", fix="make it first")
-    if path.is_dir():
-        raise UsageError("--save-state: the file is a folder", seen=str(path), fix="name a file in it")
-    try:
-        # only a file that is made proves that one can be: read-only mounts do not show in permissions
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise UsageError(
-            f"--save-state: the folder {parent} cannot be written", seen=str(error.strerror), fix="give another folder"
-        ) from error
+        check_writable("--save-state", options["save_state"])
 
 
 def _prompts(options: dict[str, Any]) -> list[str]:
@@ -179,7 +183,12 @@ def _prompts(options: dict[str, Any]) -> list[str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError("the prompts file cannot be read", seen=f"{path}: {error.strerror}") from error
+        raise UsageError(
+            "the prompts file cannot be read",
+            seen=f"{path}: {error.strerror}",
+            expected="a text file in UTF-8, one prompt per line",
+            fix="check the path",
+        ) from error
     prompts = [line for line in _text(data, str(path)).splitlines() if line.strip()]
     if not prompts:
         raise UsageError("the prompts file has no prompt", seen=str(path), expected="one prompt per line")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from kimi_deploy.cli.common import ByteSize, json_option, print_json, print_table, say
+from kimi_deploy.cli.common import NamedPath, check_writable, json_option, print_json, print_table, say
+from kimi_deploy.cli.sizes import ByteSize, TokenCount
 from kimi_deploy.contract import DTYPES, Dtype
 from kimi_deploy.quantization.scheme import parse_scheme, recorded_scheme
 
@@ -20,20 +20,6 @@ _LEAST_BYTES = 1_000_000
 """What is less was written without its unit: a plan of 32 bytes says that nothing fits, which is true and no answer."""
 
 
-class TokenCount(click.ParamType):
-    """A number of tokens: 131072, or 128K and 1M in powers of two."""
-
-    name = "tokens"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([1-9]\d*)([KM]?)", value)
-        if match is None:
-            self.fail(f"{value!r} is not a number of tokens: write 4096, 128K or 1M", param, ctx)
-        return int(match[1]) * {"": 1, "K": 1024, "M": 1024**2}[match[2]]
-
-
 @click.command("plan")
 @click.argument("model", metavar="MODEL|PRESET")
 @click.option("--context", default="4096", show_default=True, type=TokenCount(), help="Tokens per sequence, as 128K.")
@@ -42,12 +28,12 @@ class TokenCount(click.ParamType):
     "--dtype", type=click.Choice(DTYPES), help="Of weights and activations.  [what the folder holds; float32 quantised]"
 )
 @click.option("--quantize", metavar="SPEC", help="As `export --quantize` takes it.")
-@click.option("--chunk", default=512, show_default=True, type=click.IntRange(1), help="Tokens per prefill step.")
+@click.option("--chunk", default=512, show_default=True, type=TokenCount(), help="Tokens per prefill step.")
 @click.option("--layers", type=int, metavar="N", help="Only the first N layers of a preset.  [all]")
 @click.option("--gpu", metavar="NAME", help="A GPU of kimi_deploy/plan/gpus.toml, as h100-sxm.")
 @click.option("--memory", type=ByteSize(), metavar="SIZE", help="Device memory, as 24GB, instead of a GPU's.")
 @click.option("--bandwidth", type=ByteSize(), metavar="SIZE", help="Device memory bandwidth per second, as 900GB.")
-@click.option("--chart", type=click.Path(path_type=Path), help="Write a PNG of memory against context.")
+@click.option("--chart", type=NamedPath(path_type=Path), metavar="FILE", help="Write a PNG of memory against context.")
 @json_option
 def plan_command(
     model: str,
@@ -81,6 +67,8 @@ def plan_command(
                 expected="a size with its unit",
                 fix=f"{option} {value}GB, if that is what you mean",
             )
+    if chart is not None:
+        check_writable("--chart", chart)
     device = find_gpu(gpu) if gpu else None
     config, name = _config(model, layers)
     exported = _exported(model)

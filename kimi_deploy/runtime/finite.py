@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from kimi_deploy.contract import GraphContract, StateTensor
-from kimi_deploy.errors import StateError
+from kimi_deploy.errors import NotFiniteError
 
 
 def check_finite(contract: GraphContract, state: StateTensor, value: np.ndarray, lengths: np.ndarray) -> None:
-    """Raise StateError when `value`, the tensor of `state`, holds NaN or Inf among its valid elements.
+    """Raise NotFiniteError when `value`, the tensor of `state`, holds NaN or Inf among its valid elements.
 
     The message names the layer, the kind, the first bad element with its batch row and head (q, k or v part and
     head of a conv_state, token of a latent) and how many there are. Cached tokens past a row's length are not
@@ -21,7 +21,7 @@ def check_finite(contract: GraphContract, state: StateTensor, value: np.ndarray,
     if not bad.any():
         return
     index = tuple(int(i) for i in np.argwhere(bad)[0])
-    raise StateError(
+    raise NotFiniteError(
         f"layer {state.layer}: {state.kind} is not finite",
         seen=f"{int(bad.sum())} of {value.size} values, first {value[index]} at {list(index)}: "
         f"{_describe(contract, state, index)}",

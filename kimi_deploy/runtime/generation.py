@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from kimi_deploy.errors import StateError, UsageError
+from kimi_deploy.errors import NotFiniteError, StateError, UsageError
 from kimi_deploy.runtime.base import Runner
 from kimi_deploy.runtime.sampling import Sampling, check_best, choose
 from kimi_deploy.runtime.state import State
@@ -103,6 +103,20 @@ def check_room(state: State, tokens: np.ndarray) -> None:
         )
 
 
+def check_capacity(capacity: int, prompt: int, new: int, saved: int = 0) -> None:
+    """Raise UsageError unless a latent cache of `capacity` tokens holds `saved` ones, a prompt and what follows it."""
+    # the last token is chosen, not consumed
+    needed = saved + prompt + new - 1
+    if capacity < needed:
+        parts = [f"{n} tokens of the {what}" for n, what in ((saved, "saved state"), (prompt, "prompt")) if n]
+        raise UsageError(
+            "the capacity is below what the prompt and the new tokens need",
+            seen=f"capacity {capacity}",
+            expected=f"{needed} or more: {', '.join(parts)} and {new - 1} new ones",
+            fix=f"give more capacity (--capacity {needed}), or ask for fewer new tokens (--max-new-tokens)",
+        )
+
+
 def generate(
     runner: Runner,
     prompts: Sequence[Sequence[int]],
@@ -156,21 +170,15 @@ def stream(
     each prefill chunk and each decode step.
 
     Raises UsageError for an empty prompt and for a `capacity` below what is needed, StateError when the tokens do not
-    fit `state` or the logits are not finite, and as `Runner.forward` does.
+    fit `state`, NotFiniteError, and as `Runner.forward` does.
     """
     sampling = sampling or Sampling()
-    ids, lengths = _pad(prompts, max_new_tokens)
+    check_prompts(prompts, max_new_tokens)
+    ids, lengths = _pad(prompts)
     if state is None:
-        needed = ids.shape[1] + max_new_tokens
-        # the last token is chosen, not consumed
-        if capacity is not None and runner.contract.has_latent and capacity < needed - 1:
-            raise UsageError(
-                "the capacity is below what the prompt and the new tokens need",
-                seen=f"capacity {capacity}",
-                expected=f"{needed - 1} or more: {ids.shape[1]} tokens of the prompt and {max_new_tokens - 1} new ones",
-                fix="give more capacity (--capacity), or ask for fewer new tokens (--max-new-tokens)",
-            )
-        state = runner.new_state(len(prompts), capacity or needed)
+        if capacity is not None and runner.contract.has_latent:
+            check_capacity(capacity, ids.shape[1], max_new_tokens)
+        state = runner.new_state(len(prompts), capacity or ids.shape[1] + max_new_tokens)
     check_room(state, lengths + max_new_tokens - 1)
     stops = frozenset(stop_ids)
     tokens: list[list[int]] = [[] for _ in prompts]
@@ -224,14 +232,21 @@ def stream(
     )
 
 
-def _pad(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded ids int64 [batch, longest] and lengths int32 [batch]."""
+def check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise UsageError where there is no prompt, an empty one, or no token to generate."""
     if max_new_tokens < 1:
         raise UsageError("max-new-tokens is out of range", seen=str(max_new_tokens), expected="at least 1")
+    if not prompts or not all(map(len, prompts)):
+        empty = next((number for number, prompt in enumerate(prompts, 1) if not len(prompt)), 0)
+        where = f"prompt {empty} of {len(prompts)} is empty" if prompts else "no prompt"
+        raise UsageError(
+            "there is nothing to continue", seen=where, expected="at least one token per prompt", fix="give some text"
+        )
+
+
+def _pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded ids int64 [batch, longest] and lengths int32 [batch]."""
     lengths = np.array([len(p) for p in prompts], np.int32)
-    if not prompts or not lengths.all():
-        where = f"prompt {int(np.argmin(lengths)) + 1} of {len(prompts)} is empty" if prompts else "no prompt"
-        raise UsageError("there is nothing to continue", seen=where, expected="at least one token per prompt")
     ids = np.zeros((len(prompts), int(lengths.max())), np.int64)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = prompt
@@ -247,9 +262,9 @@ def _explained(choice: Callable[[int, int], int], row: int, state: State) -> int
     """`choice(row, length)`; when the logits are not finite, the error also says which state is not."""
     try:
         return choice(row, int(state.lengths[row]))
-    except StateError as error:
+    except NotFiniteError as error:
         try:
             state.check_finite()
-        except StateError as cause:
-            raise StateError(error.what, seen=f"{error.seen}; {cause.what}: {cause.seen}", fix=cause.fix) from error
+        except NotFiniteError as cause:
+            raise NotFiniteError(error.what, seen=f"{error.seen}; {cause.what}: {cause.seen}", fix=cause.fix) from error
         raise

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from kimi_deploy.errors import UsageError
-from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.folder_kind import CONFIG_NAME, MANIFEST_NAME, no_model
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.model_folder import require_folder
 from kimi_deploy.runtime.base import Runner
 
@@ -17,23 +18,20 @@ BACKENDS: tuple[Backend, ...] = ("ort", "torch", "trt")
 def find_backend(folder: Path, wanted: str | None = None) -> Backend:
     """The backend that runs `folder`: "ort" an export, "torch" a checkpoint, "trt" an engine.
 
-    Raises UsageError when it is neither, or another than the `wanted` one, with the command that makes what
-    that needs.
+    Raises WrongArtefactError when it holds none of them, UsageError when it is another than the `wanted` one, with the
+    command that makes what that needs.
     """
     require_folder(folder, "an export, a checkpoint or an engine")
     backend: Backend
     if (folder / MANIFEST_NAME).is_file():
-        kind = Manifest.read(folder).kind
-        backend, what = ("trt", "an engine") if kind == "engine" else ("ort", "an export")
-    elif (folder / "config.json").is_file():
+        manifest = Manifest.read(folder)
+        if manifest.kind != "engine":
+            manifest.check_kind("onnx")
+        backend, what = ("trt", "an engine") if manifest.kind == "engine" else ("ort", "an export")
+    elif (folder / CONFIG_NAME).is_file():
         backend, what = "torch", "a checkpoint"
     else:
-        raise UsageError(
-            "the folder holds no model",
-            seen=str(folder),
-            expected="an export or an engine (with manifest.json), or a checkpoint (with config.json)",
-            fix="make an export with `kimi-deploy export MODEL -o DIR`",
-        )
+        raise no_model(folder)
     if wanted not in (None, backend):
         fixes = {
             "ort": f"kimi-deploy export {folder} -o DIR, then give DIR"
@@ -49,6 +47,17 @@ def find_backend(folder: Path, wanted: str | None = None) -> Backend:
             expected=needs.get(str(wanted), f"a backend of {', '.join(BACKENDS)}"),
             fix=fixes.get(str(wanted), "leave --backend out"),
         )
+    return backend
+
+
+def check_folder(folder: Path, wanted: str | None = None) -> Backend:
+    """`find_backend`, and for an artefact the size of each of its files: what can be known before a runner is opened.
+
+    Raises as `find_backend` does, and ManifestError when a file is missing or of another size.
+    """
+    backend = find_backend(folder, wanted)
+    if backend != "torch":
+        Manifest.read(folder).verify(folder, hashes=False)
     return backend
 
 

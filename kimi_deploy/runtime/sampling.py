@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kimi_deploy.errors import StateError, UsageError
+from kimi_deploy.errors import NotFiniteError, UsageError
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sampling:
 def choose(logits: np.ndarray, sampling: Sampling, row: int, length: int) -> int:
     """The next token of batch row `row` whose state has consumed `length` tokens; `logits` float32 [vocab].
 
-    Equal logits go to the smaller id. Raises StateError when the logits have NaN or +Inf, or nothing else than -Inf.
+    Equal logits go to the smaller id. Raises NotFiniteError when the logits have NaN or +Inf, or nothing but -Inf.
     """
     # argmax stops at a NaN, so the best value tells whether there is one
     best = int(np.argmax(logits))
@@ -59,9 +59,9 @@ def choose(logits: np.ndarray, sampling: Sampling, row: int, length: int) -> int
 
 
 def check_best(best: int, logit: float, row: int, length: int) -> None:
-    """Raise StateError when the best logit of a row, token id `best`, is not finite."""
+    """Raise NotFiniteError when the best logit of a row, token id `best`, is not finite."""
     if not math.isfinite(logit):
-        raise StateError(
+        raise NotFiniteError(
             "the logits are not finite",
             seen=f"{logit} at token id {best}, batch row {row}, after {length} tokens",
             expected="finite logits",

@@ -74,35 +74,53 @@ def load_snapshot(path: Path, contract: GraphContract, fingerprint: str) -> Snap
     contract's states, is in the metadata), no state, of another version or model, or holds names, shapes, dtypes,
     lengths or values that the model's states cannot have.
     """
+    infos, metadata = _header(path)
+    if metadata.get("contract") != contract_hash(contract) or metadata.get("fingerprint") != fingerprint:
+        raise StateError(
+            "the state file is of another model",
+            seen=f"contract {metadata.get('contract', '')!a}, fingerprint {metadata.get('fingerprint', '')[:24]!a}"[
+                :200
+            ],
+            expected=f"contract {contract_hash(contract)!r}, fingerprint {fingerprint[:24]!r}",
+            fix="load it with the model, and the dtype, that saved it",
+        )
+    lengths = _lengths(path, metadata.get("lengths", ""))
+    capacity = _capacity(path, metadata.get("capacity", ""))
+    notes = _notes(metadata)
+    tensors = _read_tensors(path, infos, contract, lengths, metadata.get("sha256", ""))
+    for state in contract.states:
+        check_finite(contract, state, tensors[state.past_name], lengths)
+    return Snapshot(contract, fingerprint, capacity, lengths, tensors, notes)
+
+
+def read_summary(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """The lengths int32 [batch] and the notes of a file of `save_snapshot`, from its header alone.
+
+    Raises StateError when it is missing, damaged, no state or of another version.
+    """
+    _, metadata = _header(path)
+    return _lengths(path, metadata.get("lengths", "")), _notes(metadata)
+
+
+def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
-        infos = read_header(path)
-        metadata = read_metadata(path)
-        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-            raise _refusal(
-                path,
-                f"format {metadata.get('format', 'none')!a}, version {metadata.get('version', 'none')!a}"[:200],
-                f"format {FORMAT!r}, version {VERSION!r}",
-            )
-        if metadata.get("contract") != contract_hash(contract) or metadata.get("fingerprint") != fingerprint:
-            raise StateError(
-                "the state file is of another model",
-                seen=f"contract {metadata.get('contract', '')!a}, fingerprint {metadata.get('fingerprint', '')[:24]!a}"[
-                    :200
-                ],
-                expected=f"contract {contract_hash(contract)!r}, fingerprint {fingerprint[:24]!r}",
-                fix="load it with the model, and the dtype, that saved it",
-            )
-        lengths = _lengths(path, metadata.get("lengths", ""))
-        capacity = _capacity(path, metadata.get("capacity", ""))
-        notes = parse_json_object(metadata.get("notes", "{}").encode(), "the notes of the state file", StateError)
+        infos, metadata = read_header(path), read_metadata(path)
     except OSError as error:
         raise StateError("the state file cannot be read", seen=f"{path}: {error.strerror}") from error
     except CheckpointError as error:
         raise _refusal(path, f"{error.what}: {error.seen}", error.expected) from error
-    tensors = _read_tensors(path, infos, contract, lengths, metadata.get("sha256", ""))
-    for state in contract.states:
-        check_finite(contract, state, tensors[state.past_name], lengths)
-    return Snapshot(contract, fingerprint, capacity, lengths, tensors, {str(k): str(v) for k, v in notes.items()})
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise _refusal(
+            path,
+            f"format {metadata.get('format', 'none')!a}, version {metadata.get('version', 'none')!a}"[:200],
+            f"format {FORMAT!r}, version {VERSION!r}",
+        )
+    return infos, metadata
+
+
+def _notes(metadata: dict[str, str]) -> dict[str, str]:
+    notes = parse_json_object(metadata.get("notes", "{}").encode(), "the notes of the state file", StateError)
+    return {str(k): str(v) for k, v in notes.items()}
 
 
 def _read_tensors(
