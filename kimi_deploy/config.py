@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kimi_deploy.errors import ConfigError
 from kimi_deploy.folder_kind import CONFIG_NAME, MANIFEST_NAME, no_model
-from kimi_deploy.model_folder import file_in_folder
+from kimi_deploy.model_folder import file_in_folder, require_folder
 from kimi_deploy.strict_json import read_json_object
 
 LayerType = Literal["linear_attention", "full_attention"]
@@ -152,8 +152,9 @@ class KimiLinearConfig:
     def from_folder(cls, folder: str | Path) -> KimiLinearConfig:
         """Read `folder/config.json`.
 
-        Raises WrongArtefactError when there is no model in the folder, ConfigError when the file alone is missing, is
-        not a JSON object, or `from_dict` refuses it, and CheckpointError when it is a link out of the folder.
+        Raises UsageError when there is no such folder, WrongArtefactError when no model is in it, ConfigError when the
+        file alone is missing, is not a JSON object, or `from_dict` refuses it, and CheckpointError when it is a link out
+        of the folder.
         """
         folder = Path(folder)
         try:
@@ -165,7 +166,8 @@ class KimiLinearConfig:
                     seen=str(folder),
                     fix="copy the whole folder again, or make it again",
                 ) from None
-            expected = "a checkpoint folder, with config.json and safetensors files"
+            expected = "a checkpoint folder with config.json and safetensors files"
+            require_folder(folder, expected)
             raise no_model(folder, expected, "give the folder of a Kimi Linear checkpoint", ("checkpoint",)) from None
         return cls.from_dict(read_json_object(path, _MAX_BYTES, ConfigError))
 

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import click
 
 from kimi_deploy import __version__
-from kimi_deploy.errors import KimiDeployError, UsageError, install_line
+from kimi_deploy.errors import KimiDeployError, UsageError
+from kimi_deploy.optional_packages import INSTALL, missing_packages
 
 # command -> (module under kimi_deploy.cli, short help): the table keeps `-h` free of imports
 COMMANDS = {
@@ -83,20 +84,10 @@ def main() -> None:
     except KimiDeployError as error:
         _fail(error)
     except ModuleNotFoundError as error:
-        extra = {
-            "torch": "torch",
-            "tensorrt_rtx": "tensorrt-rtx",
-            "tensorrt": "tensorrt",
-            "matplotlib": "plot",
-        }
         name = (error.name or "").split(".")[0]
-        if name not in extra:
+        if name not in INSTALL:
             raise
-        click.echo(
-            f"error: this command needs {name}, which is not installed\n  fix: {install_line(extra[name])}",
-            err=True,
-        )
-        sys.exit(1)
+        _fail(missing_packages(name))
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.Abort:

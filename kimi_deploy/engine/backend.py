@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.soname_stub import serve_name
 from kimi_deploy.errors import BackendError, install_line
+from kimi_deploy.optional_packages import INSTALL
 
 TensorRT = Literal["tensorrt", "tensorrt-rtx"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt-rtx"]
@@ -70,9 +71,9 @@ def choose(choice: BackendChoice) -> TensorRT:
         "no TensorRT can be used here" if choice == "auto" else f"{choice} is not installed",
         seen=f"GPUs: {len(gpus)}; installed: {[n for n in MODULES if installed(n)] or 'neither'}",
         expected="tensorrt with a GPU, or tensorrt-rtx" if choice == "auto" else f"Python module {MODULES[choice]}",
-        fix=install_line("tensorrt-rtx", "setuptools wheel && pip install --no-build-isolation")
+        fix=INSTALL["tensorrt_rtx"]
         if wanted == "tensorrt-rtx"
-        else install_line("tensorrt"),
+        else INSTALL["tensorrt"],
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.config_parser import ALIASES
-from kimi_deploy.errors import CheckpointError, ConfigError
+from kimi_deploy.errors import CheckpointError, ConfigError, UsageError, WrongArtefactError
 from tests.configs import config, raw_config
 
 
@@ -244,10 +244,12 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, data: bytes) -
 
 
 def test_a_missing_too_long_or_foreign_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no config\.json"):
+    with pytest.raises(UsageError, match="no such folder"):
         KimiLinearConfig.from_folder(tmp_path / "nowhere")
     folder = tmp_path / "model"
     folder.mkdir()
+    with pytest.raises(WrongArtefactError, match="holds no model"):
+        KimiLinearConfig.from_folder(folder)
     (tmp_path / "config.json").write_text("{}")
     (folder / "config.json").symlink_to("../config.json")
     with pytest.raises(CheckpointError, match="leaves the model folder"):
