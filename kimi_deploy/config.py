@@ -153,8 +153,8 @@ class KimiLinearConfig:
         """Read `folder/config.json`.
 
         Raises UsageError when there is no such folder, WrongArtefactError when no model is in it, ConfigError when the
-        file alone is missing, is not a JSON object, or `from_dict` refuses it, and CheckpointError when it is a link out
-        of the folder.
+        file alone is missing, is not a JSON object, or `from_dict` refuses it, and CheckpointError when it is a link
+        out of the folder.
         """
         folder = Path(folder)
         try:

@@ -82,15 +82,9 @@ def _contract(folder: Path) -> dict[str, Any]:
     """The interface in the graph's metadata."""
     import json
 
-    import onnx
-
     from kimi_deploy.contract import METADATA_KEY, GraphContract
-    from kimi_deploy.errors import ContractError
+    from kimi_deploy.onnx.read import read_graph
 
-    try:
-        model = onnx.load(folder / "model.onnx", load_external_data=False)
-    except Exception as error:  # protobuf and OS errors alike
-        raise ContractError("the graph cannot be read", seen=str(error)[:300], fix="export again") from error
-    text = next((p.value for p in model.metadata_props if p.key == METADATA_KEY), "")
+    text = next((p.value for p in read_graph(folder).metadata_props if p.key == METADATA_KEY), "")
     result: dict[str, Any] = json.loads(GraphContract.from_json(text).to_json())
     return result

@@ -25,7 +25,6 @@ def missing_packages(*modules: str) -> BackendError:
     names = " and ".join(modules)
     return BackendError(
         f"this needs {names}, which {'is' if len(modules) == 1 else 'are'} not installed",
-        seen=f"no module {names}",
         fix="; ".join(INSTALL[module] for module in modules),
     )
 

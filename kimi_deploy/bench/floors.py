@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 
 from kimi_deploy.config import KimiLinearConfig
-from kimi_deploy.runtime.ort_runner import MODEL_NAME
+from kimi_deploy.onnx.read import read_graph
 from kimi_deploy.weights import weight_table
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -90,11 +90,12 @@ def model_work(export: Path) -> Work:
 
     Of an embedding that is not also the head a token reads its own row, which is left out. So are attention's products
     over the context, the delta rule and the states read: under 2 % of a prefill of 512 tokens of "mini-62m".
+    Raises ContractError when the graph cannot be read.
     """
     config = KimiLinearConfig.from_folder(export)
     chosen = config.num_experts_per_token / config.num_experts if config.num_experts else 1.0
     dense, experts = 0.0, 0.0
-    graph = onnx.load(export / MODEL_NAME, load_external_data=False).graph
+    graph = read_graph(export).graph
     for stored in graph.initializer:
         if stored.name == EMBEDDING and not config.tie_word_embeddings:
             continue

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kimi_deploy.cli.common import (
+    MOST_THREADS,
     NamedPath,
+    check_writable,
     folder_argument,
     json_option,
     kernels_option,
@@ -22,8 +24,10 @@ from kimi_deploy.cli.common import (
     progress,
     say,
 )
+from kimi_deploy.cli.sizes import TokenCount
 from kimi_deploy.errors import UsageError
 from kimi_deploy.model_folder import require_folder
+from kimi_deploy.optional_packages import require_packages
 from kimi_deploy.quantization.scheme import describe_precision
 
 if TYPE_CHECKING:
@@ -43,17 +47,14 @@ class DefaultGroup(click.Group):
 
 
 class Counts(click.ParamType):
-    """Whole numbers from 1, separated by commas; each once, in the order given."""
+    """Numbers from 1, as TokenCount reads them, separated by commas; each once, in the order given."""
 
     name = "counts"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        parts = value.split(",")
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a list of whole numbers from 1, as in 1,2,4", param, ctx)
-        return tuple(dict.fromkeys(map(int, parts)))
+        return tuple(dict.fromkeys(TokenCount().convert(part, param, ctx) for part in value.split(",")))
 
 
 @click.group("bench", cls=DefaultGroup)
@@ -89,7 +90,7 @@ def bench_command() -> None:
     show_default=True,
     help="Type of the weights in that file.",
 )
-@click.option("--prompt-tokens", default=512, show_default=True, type=click.IntRange(1), help="Tokens of prefill.")
+@click.option("--prompt-tokens", default=512, show_default=True, type=TokenCount(), help="Tokens of prefill.")
 @click.option(
     "--context", "contexts", type=Counts(), metavar="N,N,...", help="Several of them, a sweep; not --long-context."
 )
@@ -107,7 +108,13 @@ def bench_command() -> None:
 @click.option(
     "--rounds", default=2, show_default=True, type=click.IntRange(1), help="Processes per runtime, alternating."
 )
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of every runtime.")
+@click.option(
+    "--threads",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, MOST_THREADS),
+    help="CPU threads of every runtime.",
+)
 @click.option(
     "--profile",
     type=NamedPath(path_type=Path),
@@ -119,7 +126,7 @@ def bench_command() -> None:
 )
 @click.option(
     "--long-context",
-    type=click.IntRange(1024),
+    type=TokenCount(1024),
     metavar="N",
     help="Instead: stream a prompt of N tokens through the export; time and memory at every doubling.",
 )
@@ -127,7 +134,7 @@ def bench_command() -> None:
     "--chunk",
     default=512,
     show_default=True,
-    type=click.IntRange(16),
+    type=TokenCount(16),
     help="Of --long-context: the most tokens of a prefill call.",
 )
 @click.option(
@@ -172,12 +179,11 @@ def model_command(
     --gguf-type.
     """
     require_folder(model, "a checkpoint folder with config.json and safetensors files")
-    for option, file in (("--output", output), ("--plot", plot)):
-        if file is not None and not file.parent.is_dir():
-            raise UsageError(f"{option} is in no folder", seen=str(file), fix=f"make {file.parent} first")
+    for option, file in (("--output", output), ("--plot", plot), ("--checkpoint", checkpoint)):
+        if file is not None:
+            check_writable(option, file)
     if plot is not None:
-        # a package that is missing is better missed before the measuring
-        import matplotlib.figure  # noqa: F401
+        require_packages("matplotlib")
     if long_context is not None:
         measured = partial(_stream, export, long_context, decode_steps, threads, kernels, chunk, checkpoint)
         _long_context(measured, plot, output, as_json)
@@ -201,8 +207,11 @@ def model_command(
 
     # a runtime given twice is measured once
     chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
+    needed = {"torch": ["torch"], "transformers": ["torch", "transformers"], "llama.cpp": ["llama_cpp"]}
+    require_packages(*dict.fromkeys(module for name in chosen for module in needed.get(name, [])))
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
+    manifest.verify(export, hashes=False)
     if set(chosen) - {"ort", "ort-bodies", "trt"}:
         from kimi_deploy.checkpoint import Checkpoint
 
@@ -417,7 +426,11 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     "--cpu", is_flag=True, help="Instead: the experts of mini-62m on ONNX Runtime's CPU, our kernel and its own."
 )
 @click.option(
-    "--threads", default=2, show_default=True, type=click.IntRange(1), help="Of --cpu: threads of every process."
+    "--threads",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, MOST_THREADS),
+    help="Of --cpu: threads of every process.",
 )
 @json_option
 def kernels_command(

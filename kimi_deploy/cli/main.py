@@ -88,6 +88,10 @@ def main() -> None:
         if name not in INSTALL:
             raise
         _fail(missing_packages(name))
+    except OSError as error:
+        # what no command foresaw: a full disk under standard output, a file that vanishes while it is read
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(KimiDeployError("the system refused to read or write", seen=f"{where}{error.strerror or error}"))
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.Abort:

@@ -71,9 +71,7 @@ def choose(choice: BackendChoice) -> TensorRT:
         "no TensorRT can be used here" if choice == "auto" else f"{choice} is not installed",
         seen=f"GPUs: {len(gpus)}; installed: {[n for n in MODULES if installed(n)] or 'neither'}",
         expected="tensorrt with a GPU, or tensorrt-rtx" if choice == "auto" else f"Python module {MODULES[choice]}",
-        fix=INSTALL["tensorrt_rtx"]
-        if wanted == "tensorrt-rtx"
-        else INSTALL["tensorrt"],
+        fix=INSTALL[MODULES[wanted]],
     )
 
 

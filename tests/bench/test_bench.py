@@ -96,7 +96,7 @@ def test_the_command_sweeps_saves_and_draws(folders: tuple[Path, Path], tmp_path
 def test_a_file_that_cannot_be_written_is_refused_before_the_measuring(
     folders: tuple[Path, Path], tmp_path: Path, option: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"{option} is in no folder"):
+    with pytest.raises(UsageError, match=f"{option}: no folder"):
         CliRunner().invoke(
             cli, ["bench", *map(str, folders), option, str(tmp_path / "none" / "file")], catch_exceptions=False
         )

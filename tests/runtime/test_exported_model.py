@@ -1,5 +1,6 @@
 """The runner's properties on real exports, against the PyTorch source model behind the same interface."""
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from kimi_deploy.checkpoint.synth import synthesize
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype, GraphContract
-from kimi_deploy.errors import BackendError, StateError, UsageError
+from kimi_deploy.errors import BackendError, NotFiniteError, StateError, UsageError
+from kimi_deploy.inspection import inspect_folder
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
 from kimi_deploy.ops.flavours import Flavour
@@ -19,6 +21,8 @@ from kimi_deploy.runtime.base import Runner
 from kimi_deploy.runtime.generation import generate, prefill
 from kimi_deploy.runtime.open import open_runner
 from kimi_deploy.runtime.ort_runner import OrtRunner
+from kimi_deploy.runtime.sampling import Sampling
+from kimi_deploy.runtime.text_generation import TextGenerator
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.runtime.trt_runner import TrtRunner
 from kimi_deploy.validate.compare import compare
@@ -214,3 +218,14 @@ def test_the_example_script_drives_the_export(export_folder: Path, ort_runner: O
     expected = generate(ort_runner, [PROMPT], max_new_tokens=16).tokens[0]
     out = run_script(export_folder, "--ids", ",".join(map(str, PROMPT)), "--max-new-tokens", "16")
     assert [int(i) for i in out.split(",")] == expected
+
+
+def test_damaged_weights_of_the_right_size_are_told_how_to_be_found(export_folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(export_folder, damaged)
+    (damaged / "weights.bin").write_bytes(b"\xff" * (damaged / "weights.bin").stat().st_size)
+    generator = TextGenerator(damaged)
+    with pytest.raises(NotFiniteError, match="logits are not finite") as error:
+        generator.complete(OrtRunner(damaged, threads=1), [PROMPT], max_new_tokens=2, sampling=Sampling())
+    assert f"kimi-deploy inspect {damaged}" in error.value.fix
+    assert inspect_folder(damaged)["problems"]

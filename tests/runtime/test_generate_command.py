@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kimi_deploy.cli.generate import generate_command
-from kimi_deploy.errors import KimiDeployError, ManifestError, TokenizerError, UsageError
+from kimi_deploy.errors import KimiDeployError, ManifestError, TokenizerError, UsageError, WrongArtefactError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.runtime.generation import generate
 from kimi_deploy.runtime.ort_runner import OrtRunner
@@ -166,6 +166,35 @@ def test_a_bad_request_is_refused(folder: Path, case: str) -> None:
         run(folder, *arguments)
 
 
+def test_a_capacity_that_a_saved_state_exceeds_is_refused_before_the_model_is_opened(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.safetensors"
+    run(folder, "--prompt", "Hello", "--max-new-tokens", 7, "--save-state", path)
+    monkeypatch.setattr("kimi_deploy.runtime.open.open_runner", lambda *a, **k: pytest.fail("the model was opened"))
+    # 5 of the prompt, 6 consumed, 1 pending, 3 of the next prompt, 3 of 4 new ones
+    with pytest.raises(UsageError, match=r"18 or more: 12 tokens of the saved state, 3 tokens of the prompt") as error:
+        run(folder, "--load-state", path, "--prompt", "abc", "--max-new-tokens", 4, "--capacity", 17)
+    assert error.value.exit_code == 2
+    assert "--capacity 18" in error.value.fix
+
+
+def test_the_capacity_that_is_asked_for_suffices(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    run(folder, "--prompt", "Hello", "--max-new-tokens", 7, "--save-state", path)
+    run(folder, "--load-state", path, "--prompt", "abc", "--max-new-tokens", 4, "--capacity", 18)
+
+
+@pytest.mark.parametrize("case", ["empty prompt", "stop id out of range", "too little capacity", "no ids"])
+def test_a_bad_request_is_refused_before_the_model_is_opened(
+    folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_deploy.runtime.open.open_runner", lambda *a, **k: pytest.fail("the model was opened"))
+    arguments, error, words = REFUSED[case]
+    with pytest.raises(error, match=words):
+        run(folder, *arguments)
+
+
 def test_nothing_is_opened_when_the_state_cannot_be_saved(tmp_path: Path) -> None:
     # the folder holds no model, which opening it would say
     with pytest.raises(UsageError, match="--save-state"):
@@ -184,7 +213,7 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a file, not a folder"):
         run(tmp_path / "file", "--prompt", "a")
     (tmp_path / "file").unlink()
-    with pytest.raises(UsageError, match="holds no model") as error:
+    with pytest.raises(WrongArtefactError, match="holds no model") as error:
         run(tmp_path, "--prompt", "a")
     assert "kimi-deploy export" in error.value.fix
 
