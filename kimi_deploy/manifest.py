@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from kimi_deploy import __version__
 from kimi_deploy.errors import ManifestError, WrongArtefactError
 from kimi_deploy.folder_kind import CONFIG_NAME, MANIFEST_NAME, no_model
 from kimi_deploy.model_folder import require_folder
+from kimi_deploy.output_file import whole_file
 
 MANIFEST_VERSION = 1
 ArtefactKind = Literal["onnx", "engine", "plan"]
@@ -248,7 +248,6 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

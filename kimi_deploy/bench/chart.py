@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from kimi_deploy.bench.report import Point, Report
+from kimi_deploy.output_file import whole_file
 from kimi_deploy.quantization.scheme import describe_precision
 
 _FLOOR = {"color": "black", "linestyle": "--", "linewidth": 1}
@@ -27,9 +27,8 @@ def write_chart(report: Report, path: Path) -> None:
         axes.legend(frameon=False)
     export = report.export
     figure.suptitle(f"{export['name']}, exported in {describe_precision(export)}, {report.settings.threads} threads")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _bars(axes: Any, point: Point, phase: str) -> None:

@@ -17,6 +17,7 @@ from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.latent_attention.operands import Sizes
+from kimi_deploy.output_file import whole_file
 from kimi_deploy.runtime.base import Runner
 from kimi_deploy.runtime.state import State
 from kimi_deploy.runtime.state_file import load_snapshot
@@ -228,4 +229,5 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.grid(True, alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=110, format="png")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

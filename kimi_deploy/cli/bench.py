@@ -291,12 +291,13 @@ def _stream(
 
 def _long_context(measure: Callable[[], dict[str, Any]], plot: Path | None, output: Path | None, as_json: bool) -> None:
     from kimi_deploy.bench import long_context
+    from kimi_deploy.manifest import write_text
 
     report = measure()
     if plot is not None:
         long_context.plot(report, plot)
     if output is not None:
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(report, indent=2) + "\n")
     if as_json:
         print_json(report)
         return

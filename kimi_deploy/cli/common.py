@@ -135,8 +135,13 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout, as wide as its content needs where stdout is not a terminal."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
     from rich.table import Table
+
+    class Console(RichConsole):
+        def on_broken_pipe(self) -> None:
+            # rich would exit with 1, which is a failed check; `main` knows the error
+            raise BrokenPipeError
 
     table = Table(*headers, box=None, pad_edge=False)
     for row in rows:

@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -68,7 +69,9 @@ def _fail(error: KimiDeployError) -> NoReturn:
     if "--json" in sys.argv:
         from kimi_deploy.cli.common import print_json
 
-        print_json(error.to_dict())
+        # standard output may be what failed
+        with suppress(OSError):
+            print_json(error.to_dict())
     click.echo(f"error: {error}", err=True)
     sys.exit(error.exit_code)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from kimi_deploy.output_file import whole_file
 from kimi_deploy.plan.report import Plan
 
 _SHORTEST = 256
@@ -42,6 +42,5 @@ def write_chart(plan: Plan, longest: int, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.grid(True, which="major", alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

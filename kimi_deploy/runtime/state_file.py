@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from kimi_deploy.checkpoint.safetensors_file import (
 )
 from kimi_deploy.contract import GraphContract
 from kimi_deploy.errors import CheckpointError, StateError
+from kimi_deploy.output_file import whole_file
 from kimi_deploy.runtime.finite import check_finite
 from kimi_deploy.runtime.snapshot import Snapshot, zero_unused
 from kimi_deploy.runtime.storage import NUMPY_DTYPES
@@ -54,17 +54,13 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     }
     table = [(s.past_name, SAFETENSORS_NAMES[s.dtype], a.shape) for s, a in zip(states, arrays, strict=True)]
     header, _ = layout_header(table, path.name, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             file.write(header)
             for part in data:
                 file.write(part)
-        os.replace(temporary, path)
     except OSError as error:
         raise StateError("the state cannot be saved", seen=f"{path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_snapshot(path: Path, contract: GraphContract, fingerprint: str) -> Snapshot:

@@ -7,12 +7,12 @@ tokens in `added_tokens_decoder`, and gives `vocab_size` where the model's embed
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kimi_deploy.errors import TokenizerError
+from kimi_deploy.output_file import whole_file
 from kimi_deploy.text.files import added_tokens, bad_value, read_json, special_token_id
 from kimi_deploy.text.protocol import Tokenizer, unknown_id, utf8
 from kimi_deploy.text.special_tokens import SpecialTokens
@@ -118,10 +118,5 @@ def write_byte_tokenizer(
         "eos_token": names[1],
         "pad_token": names[2],
     }
-    target = folder / "tokenizer_config.json"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(folder / "tokenizer_config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from kimi_deploy.output_file import whole_file
 
 HEADERS = ("case", "kernel", "eager (us)", "graph (us)", "x bytes", "x matrix", "error", "slow", "slow state")
 
@@ -85,9 +86,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def write_json(report: dict[str, Any], folder: Path) -> None:
     """kernels.json in `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "kernels.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "kernels.json")
+    with whole_file(folder / "kernels.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def write_plot(report: dict[str, Any], folder: Path) -> None:
