@@ -13,7 +13,11 @@ Verdict = Literal["same", "slower", "faster"]
 
 @dataclass(frozen=True)
 class Change:
-    """A runtime's median over the floor of its own run, before and after; `change` 0.1 is 10 % slower."""
+    """A runtime's median over the floor of its own run, before and after; `change` 0.1 is 10 % slower.
+
+    `spread` is the wider of the two runs' own, the 90th less the 10th percentile over the median: where it is above the
+    threshold, times of one run differ by more than what is looked for, and the verdict is one of chance.
+    """
 
     runtime: str
     batch: int
@@ -22,6 +26,7 @@ class Change:
     before: float
     after: float
     change: float
+    spread: float
     verdict: Verdict
 
     def to_dict(self) -> dict[str, object]:
@@ -54,5 +59,7 @@ def compare_reports(before: Report, after: Report, threshold: float) -> list[Cha
             then, now = (getattr(results[key].times_of_floor, phase) for results in (old, new))
             change = now / then - 1
             verdict: Verdict = "slower" if change > threshold else "faster" if change < -threshold else "same"
-            rows.append(Change(*key, phase, then, now, change, verdict))
+            widths = [getattr(results[key], phase) for results in (old, new)]
+            spread = max((s.p90 - s.p10) / s.median for s in widths)
+            rows.append(Change(*key, phase, then, now, change, spread, verdict))
     return rows

@@ -385,7 +385,8 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     """Compare two reports of `bench MODEL EXPORT -o`; exit code 1 when something became slower.
 
     What is compared are times over the floor that was measured in the same run, so that a slower machine is not taken
-    for slower code.
+    for slower code. The spread is that of the times within a run, 10th to 90th percentile over the median, of the wider
+    run: above the threshold it is said that the verdict means nothing.
     """
     from kimi_deploy.bench.compare import compare_reports
     from kimi_deploy.bench.report import read_report
@@ -395,7 +396,7 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
         print_json([row.to_dict() for row in rows])
     else:
         print_table(
-            ("runtime", "batch", "phase", "before / floor", "after / floor", "change", "verdict"),
+            ("runtime", "batch", "phase", "before / floor", "after / floor", "change", "spread", "verdict"),
             [
                 (
                     r.runtime,
@@ -404,10 +405,17 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
                     f"{r.before:.2f}",
                     f"{r.after:.2f}",
                     f"{r.change:+.1%}",
+                    f"{r.spread:.1%}",
                     r.verdict,
                 )
                 for r in rows
             ],
+        )
+    wide = sum(row.spread > threshold for row in rows)
+    if wide:
+        say(
+            f"{wide} of {len(rows)} rows: the times of a run spread by more than the threshold of {threshold:.0%}, so that "
+            "the verdict is one of chance; measure both again on an idle machine, with more --rounds and --repeats"
         )
     if any(row.verdict == "slower" for row in rows):
         click.get_current_context().exit(1)

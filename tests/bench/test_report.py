@@ -126,6 +126,24 @@ def test_compare_finds_what_became_slower_beyond_the_threshold(tmp_path: Path) -
     assert run(after, before) == ([(1, "same"), (1, "faster"), (4, "same"), (4, "faster")], 0)
 
 
+def test_compare_says_when_a_run_spreads_by_more_than_is_looked_for(tmp_path: Path) -> None:
+    calm, busy = report_of().to_dict(), report_of().to_dict()
+    decode = busy["points"][0]["results"]["ort"]["decode"]
+    decode["p10"], decode["p90"] = 0.9 * decode["median"], 1.2 * decode["median"]
+    before, after = save(calm, tmp_path / "before.json"), save(busy, tmp_path / "after.json")
+
+    def run(threshold: str) -> str:
+        arguments = ["bench", "compare", str(before), str(after), "--threshold", threshold]
+        return CliRunner().invoke(cli, arguments, catch_exceptions=False).stderr
+
+    rows = compare_reports(read_report(before), read_report(after), 0.1)
+    spreads = {r.phase: r.spread for r in rows if r.runtime == "ort"}
+    assert spreads["decode"] == pytest.approx(0.3)
+    assert "1 of" in run("0.29")
+    assert "one of chance" in run("0.29")
+    assert run("0.31") == ""
+
+
 def test_reports_of_different_work_are_refused() -> None:
     with pytest.raises(UsageError, match="different work: threads"):
         compare_reports(report_of(), report_of(threads=1), 0.1)
