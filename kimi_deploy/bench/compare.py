@@ -16,7 +16,7 @@ class Change:
     """A runtime's median over the floor of its own run, before and after; `change` 0.1 is 10 % slower.
 
     `spread` is the wider of the two runs' own, the 90th less the 10th percentile over the median: where it is above the
-    threshold, times of one run differ by more than what is looked for, and the verdict is one of chance.
+    threshold, times of one run differ by more than what is looked for, and the verdict may be chance.
     """
 
     runtime: str

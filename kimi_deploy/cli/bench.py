@@ -386,7 +386,7 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
 
     What is compared are times over the floor that was measured in the same run, so that a slower machine is not taken
     for slower code. The spread is that of the times within a run, 10th to 90th percentile over the median, of the wider
-    run: above the threshold it is said that the verdict means nothing.
+    run: above the threshold it is said that the verdict may be chance.
     """
     from kimi_deploy.bench.compare import compare_reports
     from kimi_deploy.bench.report import read_report
@@ -414,8 +414,8 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     wide = sum(row.spread > threshold for row in rows)
     if wide:
         say(
-            f"{wide} of {len(rows)} rows: the times of a run spread by more than the threshold of {threshold:.0%}, so that "
-            "the verdict is one of chance; measure both again on an idle machine, with more --rounds and --repeats"
+            f"{wide} of {len(rows)} rows: times within one run spread by more than the threshold of {threshold:.0%}, and "
+            "the verdict may be chance; measure both again on an idle machine, with more --rounds and --repeats"
         )
     if any(row.verdict == "slower" for row in rows):
         click.get_current_context().exit(1)
