@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kimi_deploy.errors import BackendError, UsageError
+from kimi_deploy.optional_packages import INSTALL, require_packages
 
 CONVERTER = "convert_hf_to_gguf.py"
 
@@ -32,8 +33,8 @@ def convert(model: Path, source: Path, output: Path, kind: str = "f32") -> None:
     """Write the checkpoint `model` as GGUF to `output` with the converter of `source`, llama.cpp's source folder.
 
     `kind` is what the converter calls --outtype: f32, f16, bf16 or q8_0; or q4_0, which llama.cpp's own quantisation
-    makes of f32. The code in `source` is executed. Raises UsageError when there is no converter, BackendError with its
-    last line when it fails.
+    makes of f32. The code in `source` is executed. Raises UsageError when there is no converter, BackendError when
+    llama-cpp-python is not installed, and with the converter's last line when it fails.
     """
     if kind == "q4_0":
         plain = output.with_name(f"{output.name}.f32")
@@ -47,6 +48,7 @@ def convert(model: Path, source: Path, output: Path, kind: str = "f32") -> None:
             seen=f"{source} without {CONVERTER}",
             fix="git clone https://github.com/ggml-org/llama.cpp, or vendor/llama.cpp of llama-cpp-python's sdist",
         )
+    require_packages("llama_cpp")
     command = [sys.executable, "-c", _CONVERT, str(source.resolve()), str(model), "--outfile", str(output)]
     done = subprocess.run([*command, "--outtype", kind], capture_output=True, text=True, check=False)
     if done.returncode or not output.is_file():
@@ -72,9 +74,7 @@ def _package() -> Any:
     try:
         import llama_cpp
     except ImportError as error:
-        raise BackendError(
-            "llama-cpp-python cannot be imported", seen=str(error), fix="pip install llama-cpp-python"
-        ) from error
+        raise BackendError("llama-cpp-python cannot be imported", seen=str(error), fix=INSTALL["llama_cpp"]) from error
     return llama_cpp
 
 

@@ -54,7 +54,10 @@ class Counts(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        return tuple(dict.fromkeys(TokenCount().convert(part, param, ctx) for part in value.split(",")))
+        try:
+            return tuple(dict.fromkeys(TokenCount().convert(part, param, ctx) for part in value.split(",")))
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a list of whole numbers from 1, as in 1,2,4 or 512,2K", param, ctx)
 
 
 @click.group("bench", cls=DefaultGroup)
@@ -207,7 +210,7 @@ def model_command(
 
     # a runtime given twice is measured once
     chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
-    needed = {"torch": ["torch"], "transformers": ["torch", "transformers"], "llama.cpp": ["llama_cpp"]}
+    needed = {"torch": ["torch"], "transformers": ["torch", "transformers"]}
     require_packages(*dict.fromkeys(module for name in chosen for module in needed.get(name, [])))
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
@@ -414,8 +417,8 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     wide = sum(row.spread > threshold for row in rows)
     if wide:
         say(
-            f"{wide} of {len(rows)} rows: times within one run spread by more than the threshold of {threshold:.0%}, and "
-            "the verdict may be chance; measure both again on an idle machine, with more --rounds and --repeats"
+            f"{wide} of {len(rows)} rows: times within one run spread by more than the threshold, {threshold:.0%}, "
+            "and the verdict may be chance; measure both again on an idle machine, with more --rounds and --repeats"
         )
     if any(row.verdict == "slower" for row in rows):
         click.get_current_context().exit(1)
