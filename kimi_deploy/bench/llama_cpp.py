@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kimi_deploy.errors import BackendError, UsageError
-from kimi_deploy.optional_packages import INSTALL, require_packages
+from kimi_deploy.optional_packages import INSTALL
 
 CONVERTER = "convert_hf_to_gguf.py"
 
@@ -29,12 +29,22 @@ runpy.run_path(f"{folder}/convert_hf_to_gguf.py", run_name="__main__")
 """
 
 
+def check_source(source: Path) -> None:
+    """Raise UsageError unless `source` is a source folder of llama.cpp."""
+    if not (source / CONVERTER).is_file():
+        raise UsageError(
+            "this is not llama.cpp's source folder",
+            seen=f"{source} without {CONVERTER}",
+            fix="git clone https://github.com/ggml-org/llama.cpp, or vendor/llama.cpp of llama-cpp-python's sdist",
+        )
+
+
 def convert(model: Path, source: Path, output: Path, kind: str = "f32") -> None:
     """Write the checkpoint `model` as GGUF to `output` with the converter of `source`, llama.cpp's source folder.
 
     `kind` is what the converter calls --outtype: f32, f16, bf16 or q8_0; or q4_0, which llama.cpp's own quantisation
-    makes of f32. The code in `source` is executed. Raises UsageError when there is no converter, BackendError when
-    llama-cpp-python is not installed, and with the converter's last line when it fails.
+    makes of f32. The code in `source` is executed. Raises UsageError when there is no converter, BackendError with its
+    last line when it fails.
     """
     if kind == "q4_0":
         plain = output.with_name(f"{output.name}.f32")
@@ -42,13 +52,7 @@ def convert(model: Path, source: Path, output: Path, kind: str = "f32") -> None:
         _quantize(plain, output)
         plain.unlink()
         return
-    if not (source / CONVERTER).is_file():
-        raise UsageError(
-            "this is not llama.cpp's source folder",
-            seen=f"{source} without {CONVERTER}",
-            fix="git clone https://github.com/ggml-org/llama.cpp, or vendor/llama.cpp of llama-cpp-python's sdist",
-        )
-    require_packages("llama_cpp")
+    check_source(source)
     command = [sys.executable, "-c", _CONVERT, str(source.resolve()), str(model), "--outfile", str(output)]
     done = subprocess.run([*command, "--outtype", kind], capture_output=True, text=True, check=False)
     if done.returncode or not output.is_file():

@@ -234,8 +234,10 @@ def model_command(
     with tempfile.TemporaryDirectory() as temporary:
         gguf = Path(temporary) / f"{gguf_type}.gguf"
         if llama_cpp is not None:
-            from kimi_deploy.bench.llama_cpp import convert
+            from kimi_deploy.bench.llama_cpp import check_source, convert
 
+            check_source(llama_cpp)
+            require_packages("llama_cpp")
             with progress("converting to GGUF"):
                 convert(model, llama_cpp, gguf, gguf_type)
         folders = {"ort": export, "ort-bodies": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
