@@ -112,20 +112,18 @@ def build_engine_command(
     if print_trtexec or print_polygraphy:
         _print_commands(export, output, settings, file_profiles, save_onnx, print_trtexec, print_polygraphy, force)
         return
-    if save_onnx is not None:
-        from kimi_deploy.engine.save_graph import save_graph
-
-        save_graph(_graph(export, settings, file_profiles)[0], _folder(export), save_onnx, overwrite=force)
     if export.is_file():
         from kimi_deploy.engine.engine_from_file import build_engine_from_file
 
         manifest = build_engine_from_file(
-            export, output, settings, file_profiles, overwrite=force, progress=progress, warn=say
+            export, output, settings, file_profiles, overwrite=force, progress=progress, warn=say, graph_to=save_onnx
         )
     else:
         from kimi_deploy.engine.engine_from_onnx import build_engine
 
-        manifest = build_engine(export, output, settings, overwrite=force, progress=progress, warn=say)
+        manifest = build_engine(
+            export, output, settings, overwrite=force, progress=progress, warn=say, graph_to=save_onnx
+        )
     if as_json:
         print_json({"output": str(output), "manifest": manifest.to_dict()})
         return
@@ -161,8 +159,7 @@ def _print_commands(
     from kimi_deploy.engine import command_lines
     from kimi_deploy.engine.backend import choose
     from kimi_deploy.engine.plugin_library import PluginLibrary
-    from kimi_deploy.engine.recipe import DEFAULT_RTX_CAPABILITIES
-    from kimi_deploy.engine.save_graph import save_graph
+    from kimi_deploy.engine.save_graph import GRAPH_NAME, save_graph
     from kimi_deploy.errors import UsageError
 
     if save_onnx is None:
@@ -170,23 +167,42 @@ def _print_commands(
             "--print-trtexec and --print-polygraphy need a graph whose bodies TensorRT parses",
             fix="add --save-onnx DIR: the commands then name the graph that is written there",
         )
-    backend: TensorRT = "tensorrt"
+    proto, plans, bfloat16 = _graph(export, settings, file_profiles)
+    # these tools have the C++ plugins only
+    library = None if settings.plugin == "none" else PluginLibrary.open().path
+    path = save_onnx / GRAPH_NAME
+    commands = [["set", "-e"], ["mkdir", "-p", str(output)]]
+    if trtexec:
+        if settings.backend == "tensorrt-rtx":
+            raise UsageError("trtexec is of the full TensorRT", seen="tensorrt-rtx", fix="add --backend tensorrt")
+        _target(settings, "tensorrt", bfloat16, library is not None)
+        commands += command_lines.trtexec(settings, plans, path, output, library)
     if polygraphy:
         # auto is what a build here would take; a TensorRT that is named may be another machine's
         backend = choose("auto") if settings.backend == "auto" else settings.backend
-    proto, plans = _graph(export, settings, file_profiles)
-    # these tools have the C++ plugins only
-    library = None if settings.plugin == "none" else PluginLibrary.open().path
-    path = save_graph(proto, _folder(export), save_onnx, overwrite=force)
-    click.echo(shlex.join(["mkdir", "-p", str(output)]))
-    commands = []
-    if trtexec:
-        commands += command_lines.trtexec(settings, plans, path, output, library)
-    if polygraphy:
-        capabilities = settings.compute_capabilities or DEFAULT_RTX_CAPABILITIES if backend == "tensorrt-rtx" else ()
+        capabilities = _target(settings, backend, bfloat16, library is not None)
         commands += command_lines.polygraphy(settings, plans, path, output, library, backend, capabilities)
+    save_graph(proto, _folder(export), save_onnx, overwrite=force)
     for words in commands:
         click.echo(shlex.join(words))
+
+
+def _target(settings: EngineRecipe, backend: TensorRT, bfloat16: bool, kernels: bool) -> tuple[str, ...]:
+    """The architectures a command names. Refuses, as a build does, what this TensorRT or these have not."""
+    from kimi_deploy.engine.backend import installed, load
+    from kimi_deploy.engine.recipe import DEFAULT_RTX_CAPABILITIES, capabilities_for
+    from kimi_deploy.engine.requirements import check_options, check_target
+
+    check_options(backend, settings, here=False)
+    wanted = settings.compute_capabilities
+    if backend == "tensorrt-rtx" and not installed(backend):
+        capabilities = wanted or DEFAULT_RTX_CAPABILITIES
+    else:
+        offered = () if backend == "tensorrt" else load(backend).offered_capabilities
+        capabilities = capabilities_for(backend, wanted, offered)
+    if capabilities:
+        check_target(capabilities, bfloat16=bfloat16, kernels=kernels)
+    return capabilities
 
 
 def _check_sources(export: Path, file_profiles: tuple[str, ...], prefill: str | None, decode: str | None) -> None:
@@ -217,19 +233,19 @@ def _folder(export: Path) -> Path:
     return export.parent if export.is_file() else export
 
 
-def _graph(export: Path, settings: EngineRecipe, file_profiles: tuple[str, ...]) -> tuple[bytes, Plans]:
-    """The graph as TensorRT is to parse it, and the profiles of each plan."""
+def _graph(export: Path, settings: EngineRecipe, file_profiles: tuple[str, ...]) -> tuple[bytes, Plans, bool]:
+    """The graph as TensorRT is to parse it, the profiles of each plan, and whether it computes in bfloat16."""
     if export.is_file():
         from kimi_deploy.engine.engine_from_file import PLAN_NAME, check_recipe, parse_profiles, read_standard_graph
 
         check_recipe(settings)
         found = read_standard_graph(export)
-        return found.proto, {PLAN_NAME: parse_profiles(found, file_profiles)}
+        return found.proto, {PLAN_NAME: parse_profiles(found, file_profiles)}, found.bfloat16
     from kimi_deploy.engine.engine_from_onnx import graph_for, read_export
 
     read_export(export)
     graph = graph_for(export, settings)
-    return graph.proto, settings.shapes_of_plans(graph.contract)
+    return graph.proto, settings.shapes_of_plans(graph.contract), graph.contract.dtype == "bfloat16"
 
 
 def _settings(recipe: Path | None, prefill: str | None, decode: str | None, options: dict[str, Any]) -> EngineRecipe:

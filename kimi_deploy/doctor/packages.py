@@ -11,7 +11,7 @@ def packages() -> list[Check]:
     wanted = (
         ("onnx", "", "everything needs it"),
         ("onnx-ir", "", "everything needs it"),
-        ("polygraphy", "tensorrt-rtx", "build-engine's printed command lines use it"),
+        ("polygraphy", "tensorrt-rtx", "build-engine needs it"),
         ("triton", "triton", "GPU kernels of the source model use it"),
     )
     found = []

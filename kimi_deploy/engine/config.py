@@ -1,4 +1,4 @@
-"""An IBuilderConfig from a recipe."""
+"""An IBuilderConfig from a recipe, made by Polygraphy; what its loader does not set or does not check is done here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kimi_deploy.engine.backend import Backend
-from kimi_deploy.engine.recipe import EngineRecipe, Shapes
+from kimi_deploy.engine.polygraphy_loaders import polygraphy_of
+from kimi_deploy.engine.recipe import EngineRecipe, Shapes, parse_capability
 from kimi_deploy.errors import EngineError
 from kimi_deploy.manifest import sha256
 
@@ -18,56 +19,58 @@ _HARDWARE = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CA
 def builder_config(
     backend: Backend,
     builder: Any,
+    network: Any,
     recipe: EngineRecipe,
     profiles: Mapping[str, Shapes],
     capabilities: tuple[str, ...],
+    monitor: Any = None,
 ) -> Any:
-    """The config of one plan. Raises EngineError for what TensorRT refuses to be told."""
+    """The config of one plan. Raises EngineError for what TensorRT refuses to be told, such as a profile."""
     trt = backend.module
-    config = builder.create_builder_config()
-    config.builder_optimization_level = recipe.optimization_level
-    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, recipe.profiling_verbosity.upper())
-    # on by default in TensorRT: float32 models would silently lose 13 bits in every product
-    (config.set_flag if recipe.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
-    for flag, wanted in (
-        ("VERSION_COMPATIBLE", recipe.version_compatible),
-        ("REFIT", recipe.refit),
-        # a plan without weights takes the same ones back; other ones where it is refittable too
-        ("REFIT_IDENTICAL", recipe.strip_weights and not recipe.refit),
-        ("STRIP_PLAN", recipe.strip_weights),
-    ):
-        if wanted:
-            config.set_flag(getattr(trt.BuilderFlag, flag))
-    if recipe.hardware_compatibility != "none":
-        level = _HARDWARE[recipe.hardware_compatibility]
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
-    if recipe.workspace_mib:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
-    if recipe.tactic_shared_memory_kib:
-        config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_SHARED_MEMORY, recipe.tactic_shared_memory_kib << 10)
-    if recipe.in_place_state:
-        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
-    if capabilities:
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            name = "SM" + capability.replace(".", "")
-            if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
-                raise EngineError(f"TensorRT-RTX refuses compute capability {capability}")
-    for name, shapes in profiles.items():
-        profile = builder.create_optimization_profile()
-        for tensor, (smallest, likely, largest) in shapes.items():
-            profile.set_shape(tensor, smallest, likely, largest)
-        if config.add_optimization_profile(profile) < 0:
+    limits = {
+        trt.MemoryPoolType.WORKSPACE: recipe.workspace_mib << 20,
+        trt.MemoryPoolType.TACTIC_SHARED_MEMORY: recipe.tactic_shared_memory_kib << 10,
+    }
+    level = _HARDWARE.get(recipe.hardware_compatibility)
+    options: dict[str, Any] = {
+        "builder_optimization_level": recipe.optimization_level,
+        "profiling_verbosity": getattr(trt.ProfilingVerbosity, recipe.profiling_verbosity.upper()),
+        "version_compatible": recipe.version_compatible,
+        "hardware_compatibility_level": level and getattr(trt.HardwareCompatibilityLevel, level),
+        "refittable": recipe.refit,
+        "strip_plan": recipe.strip_weights,
+        "memory_pool_limits": {pool: size for pool, size in limits.items() if size},
+        "preview_features": [trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03] if recipe.in_place_state else None,
+        "progress_monitor": monitor,
+    }
+    with polygraphy_of(backend) as polygraphy:
+        options["profiles"] = [polygraphy.profile(shapes) for shapes in profiles.values()]
+        if capabilities:
+            options["compute_capabilities"] = [parse_capability(c) for c in capabilities]
+        try:
+            config = polygraphy.create_config(**options)(builder, network)
+        except polygraphy.error as error:
             raise EngineError(
-                f"TensorRT refuses the profile {name}",
-                seen="; ".join(backend.logger.errors[-4:]),
-                fix="change its sizes",
-            )
+                "TensorRT refuses a profile of the recipe",
+                seen="; ".join(backend.logger.errors[-4:]) or str(error),
+                fix=f"change the sizes of {' or '.join(profiles)}",
+            ) from error
+    # on by default, and nothing that Polygraphy touches for TensorRT-RTX: float32 models would silently lose 13 bits
+    # in every product
+    (config.set_flag if recipe.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    if recipe.strip_weights and not recipe.refit:
+        # a plan without weights takes the same ones back; other ones where it is refittable too
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    if capabilities and config.num_compute_capabilities != len(capabilities):
+        raise EngineError("TensorRT-RTX refuses the compute capabilities", seen=", ".join(capabilities))
     return config
 
 
 class TimingCache:
-    """The timing cache file of a recipe: two builds with one cache choose the same kernels wherever it has timings."""
+    """The timing cache file of a recipe: two builds with one cache choose the same kernels wherever it has timings.
+
+    Polygraphy's loaders read and write one too, but ignore what TensorRT refuses, and write over a file that is there.
+    """
 
     def __init__(self, recipe: EngineRecipe) -> None:
         """Raises EngineError when the file is not the one whose hash the recipe names, or is missing with one."""

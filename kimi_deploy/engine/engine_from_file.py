@@ -32,6 +32,7 @@ from kimi_deploy.engine.recipe import (
     shapes_of,
 )
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, check_target, unusable_here
+from kimi_deploy.engine.save_graph import save_graph
 from kimi_deploy.engine.standard_nodes import ask_for_plugins, prepare_standard_nodes
 from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.manifest import Manifest, sha256
@@ -147,12 +148,14 @@ def build_engine_from_file(
     overwrite: bool,
     progress: Progress,
     warn: Callable[[str], object] = lambda text: None,
+    graph_to: Path | None = None,
 ) -> Manifest:
     """Build one strongly typed plan from another exporter's graph; `profiles` as `parse_profiles` reads them.
 
-    The folder `output`, with engine.plan and manifest.json, is whole or not there. Raises as `read_standard_graph` and
-    `parse_profiles` do, BackendError and EngineError before the build for a machine or disk that cannot give a plan,
-    EngineError with TensorRT's messages when the build fails.
+    `graph_to` is a folder for the graph that TensorRT is given. The folder `output`, with engine.plan and
+    manifest.json, is whole or not there. Raises as `read_standard_graph` and `parse_profiles` do, BackendError and
+    EngineError before the build for a machine or disk that cannot give a plan, EngineError with TensorRT's messages
+    when the build fails.
     """
     recipe.check("the engine recipe")
     check_recipe(recipe)
@@ -160,7 +163,7 @@ def build_engine_from_file(
     shapes = parse_profiles(graph, profiles)
     backend = load(choose(recipe.backend))
     check_machine(backend)
-    check_options(backend, recipe)
+    check_options(backend.name, recipe)
     timing_cache = TimingCache(recipe)
     if recipe.plugin_kind == "python":
         check_kernels(frozenset(graph.layers))
@@ -172,6 +175,8 @@ def build_engine_from_file(
         warn(f"building for compute capability {', '.join(capabilities)}; {unusable}")
     with output_folder(output, overwrite=overwrite, known=Manifest.files_of("plan")) as target:
         check_room(target, graph.weight_bytes, 0, 1)
+        if graph_to is not None:
+            save_graph(graph.proto, path.parent, graph_to, overwrite=overwrite)
         plan, layers, cached = build_plan(
             backend,
             (graph.proto, path),

@@ -1,14 +1,12 @@
-"""build-engine: export folder in, engine.plan + manifest.json + tokenizer files out.
-
-TensorRT's own API rather than Polygraphy's loaders: those choose between the two TensorRTs by an environment variable
-that is read at import, and they can parse a graph that was changed in memory only when its weights are inside it.
-"""
+"""build-engine: export folder in, engine.plan + manifest.json + tokenizer files out."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from kimi_deploy.engine.plugin_registry import register_plugins
 from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, check_target, unusable_here
-from kimi_deploy.errors import UsageError
-from kimi_deploy.manifest import Manifest
+from kimi_deploy.engine.save_graph import save_graph
+from kimi_deploy.errors import UsageError, WrongArtefactError
+from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.output_folder import output_folder
@@ -41,26 +40,29 @@ def build_engine(
     overwrite: bool,
     progress: Progress,
     warn: Callable[[str], object] = lambda text: None,
+    graph_to: Path | None = None,
 ) -> Manifest:
     """Build strongly typed engines with a prefill and a decode profile from the export in `folder`.
 
     The result in `output` is whole or not there. `warn` is told when the engine will not run on this machine's GPU.
-    Raises UsageError, ManifestError, BackendError and EngineError before the build for an export, recipe, machine or
-    disk that cannot give an engine, EngineError with TensorRT's messages when the build fails.
+    `graph_to` is a folder for the graph that TensorRT is given. Raises UsageError, ManifestError, BackendError and
+    EngineError, before the weights are read, for an export, recipe, machine or disk that cannot give an engine;
+    ManifestError for changed weights; EngineError with TensorRT's messages when the build fails.
     """
     recipe.check("the engine recipe")
     source = read_export(folder)
     backend = load(choose(recipe.backend))
     check_machine(backend)
-    check_options(backend, recipe)
+    check_options(backend.name, recipe)
     capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
     timing_cache = TimingCache(recipe)
     if recipe.plugin != "none":
         if recipe.plugin_kind == "python":
             check_kernels(plugin_ops(recipe))
         register_plugins(backend, recipe.plugin_kind)
-    with progress("checking the export", None, "bytes"):
-        source.verify(folder)
+    # every file's size, but of the contents the graph's alone: what it says of sizes and types is refused first
+    source.verify(folder, hashes=False)
+    replace(source, files={MODEL_NAME: source.files[MODEL_NAME]}).verify(folder)
     graph = graph_for(folder, recipe)
     kernels = bool(plugin_ops(recipe)) and (recipe.plugin_kind == "native" or kernels_are_built())
     check_target(capabilities, bfloat16=graph.contract.dtype == "bfloat16", kernels=kernels)
@@ -72,6 +74,10 @@ def build_engine(
         weights = sum(entry["bytes"] for name, entry in source.files.items() if name != MODEL_NAME)
         bodies = sum(n for op, n in graph.custom_nodes.items() if op not in plugin_ops(recipe))
         check_room(target, weights, bodies, len(plans))
+        with progress("checking the export", None, "bytes"):
+            source.verify(folder)
+        if graph_to is not None:
+            save_graph(graph.proto, folder, graph_to, overwrite=overwrite)
         layers: dict[str, int] = {}
         cached: dict[str, Any] = {}
         for plan, profiles in plans.items():
@@ -119,8 +125,15 @@ def build_engine(
 def read_export(folder: Path) -> Manifest:
     """The manifest of an export whose ops have this package's ABI, with weights as they are.
 
-    Raises UsageError for a quantised export and ManifestError for anything else.
+    Raises UsageError for a quantised export, WrongArtefactError for a checkpoint and ManifestError for anything else.
     """
+    if (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).is_file():
+        raise WrongArtefactError(
+            "the folder is a checkpoint, not an export",
+            seen=f"{folder} with config.json and no {MANIFEST_NAME}",
+            expected="a folder written by `kimi-deploy export`",
+            fix=f"kimi-deploy export {shlex.quote(str(folder))} -o EXPORT --dtype float16, then give EXPORT",
+        )
     source = Manifest.read(folder)
     source.check_kind("onnx")
     source.check_op_abi()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kimi_deploy.engine.backend import Backend
 from kimi_deploy.engine.config import TimingCache, builder_config
 from kimi_deploy.engine.network import parse, raise_refusals
+from kimi_deploy.engine.polygraphy_loaders import polygraphy_of
 from kimi_deploy.engine.progress import Progress, deferred_interrupt, make_monitor
 from kimi_deploy.engine.recipe import EngineRecipe, Shapes
 from kimi_deploy.errors import EngineError
@@ -39,12 +41,13 @@ def build_plan(
         # the parser owns the weights until the build is done
         network, parser = parse(backend, builder, *model)
     layers = check(network)
-    config = builder_config(backend, builder, recipe, profiles, capabilities)
-    timing_cache.load(backend, config)
-    with deferred_interrupt() as interrupt:
+    plan = None
+    with deferred_interrupt() as interrupt, polygraphy_of(backend) as polygraphy:
         monitor = make_monitor(trt, progress, interrupt)
-        config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+        config = builder_config(backend, builder, network, recipe, profiles, capabilities, monitor)
+        timing_cache.load(backend, config)
+        with suppress(polygraphy.error):
+            plan = polygraphy.engine_bytes((builder, network, parser), config=config)
     del parser
     raise_refusals(backend)
     if plan is None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from kimi_deploy.cuda_driver import gpu_devices
-from kimi_deploy.engine.backend import Backend
+from kimi_deploy.engine.backend import Backend, TensorRT
 from kimi_deploy.engine.recipe import AMPERE, EngineRecipe, parse_capability
 from kimi_deploy.errors import BackendError, EngineError, UsageError
 from kimi_deploy.memory import machine_memory
@@ -29,9 +29,9 @@ def check_machine(backend: Backend) -> None:
         )
 
 
-def check_options(backend: Backend, recipe: EngineRecipe) -> None:
-    """Raise EngineError for an option that this TensorRT does not have, or not on this machine."""
-    rtx = backend.name == "tensorrt-rtx"
+def check_options(tensorrt: TensorRT, recipe: EngineRecipe, *, here: bool = True) -> None:
+    """Raise EngineError for an option that this TensorRT does not have, or, for a build `here`, not on this machine."""
+    rtx, gpus = tensorrt == "tensorrt-rtx", len(gpu_devices())
     compiles = "TensorRT compiles kernels of weights that may change on a GPU"
     elsewhere, gpu = "build with the full TensorRT", "build on a machine with a GPU"
     for option, asked, possible, why, instead in (
@@ -44,13 +44,13 @@ def check_options(backend: Backend, recipe: EngineRecipe) -> None:
             elsewhere,
         ),
         ("timing_cache", recipe.timing_cache, not rtx, "TensorRT-RTX times no kernels", elsewhere),
-        ("refit", recipe.refit, gpu_devices(), compiles, gpu),
-        ("strip_weights", recipe.strip_weights, gpu_devices(), compiles, gpu),
+        ("refit", recipe.refit, gpus or not here, compiles, gpu),
+        ("strip_weights", recipe.strip_weights, gpus or not here, compiles, gpu),
     ):
         if asked and not possible:
             raise EngineError(
                 f"{option} is not possible here: {why}",
-                seen=f"{backend.name} {backend.version}, GPUs: {len(gpu_devices())}",
+                seen=f"{tensorrt}, GPUs: {gpus}",
                 fix=f"leave {option} out, or {instead}",
             )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from kimi_deploy.errors import UsageError
+from kimi_deploy.errors import EngineError, UsageError
 from kimi_deploy.output_folder import output_folder
 
 GRAPH_NAME = "model.onnx"
@@ -17,7 +17,8 @@ GRAPH_NAME = "model.onnx"
 def save_graph(proto: bytes, export: Path, target: Path, *, overwrite: bool) -> Path:
     """Write a serialised graph and a copy of its weights to the folder `target`, whole or not at all.
 
-    `export` is the folder of the weights; returns the graph's path. Raises UsageError when the folder is in use.
+    `export` is the folder of the weights; returns the graph's path. Raises UsageError when the folder is in use,
+    EngineError when there is too little disk for the copy.
     """
     model = onnx.load_from_string(proto)
     sources: dict[str, Path] = {}
@@ -30,6 +31,14 @@ def save_graph(proto: bytes, export: Path, target: Path, *, overwrite: bool) -> 
                     raise UsageError("two weight files have one name", seen=f"{source} and {sources[source.name]}")
     known = {GRAPH_NAME, *sources}
     with output_folder(target, overwrite=overwrite, known=lambda folder: known) as folder:
+        needed, free = sum(s.stat().st_size for s in sources.values()) + len(proto), shutil.disk_usage(folder).free
+        if free < needed:
+            raise EngineError(
+                "not enough disk space for the graph and its weights",
+                seen=f"{free / 1e9:.2f} GB free in {target.parent}",
+                expected=f"{needed / 1e9:.2f} GB",
+                fix="free some space, or give --save-onnx on another disk",
+            )
         for name, source in sources.items():
             # no link: ONNX's readers refuse weights that have two names, the export's own from then on too
             shutil.copyfile(source, folder / name)

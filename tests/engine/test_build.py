@@ -14,7 +14,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from kimi_deploy.contract import GraphContract
+from kimi_deploy import manifest as manifest_module
+from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.engine import backend as backends
 from kimi_deploy.engine import plugin_executors, requirements
 from kimi_deploy.engine.engine_from_onnx import build_engine
@@ -28,7 +29,7 @@ from kimi_deploy.errors import (
     ManifestError,
     UsageError,
 )
-from kimi_deploy.manifest import Manifest
+from kimi_deploy.manifest import WEIGHT_SUFFIXES, Manifest, sha256
 from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.ops.registry import OPS
 from tests.capabilities import needs_tensorrt_rtx
@@ -182,7 +183,10 @@ def test_changed_weights_are_refused(copy: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_an_export_is_refused(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
-    refused(checkpoint, tmp_path / "engine", ManifestError, "no manifest.json")
+    says = f"(?s)checkpoint, not an export.*kimi-deploy export {checkpoint} -o EXPORT"
+    refused(checkpoint, tmp_path / "engine", ManifestError, says)
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path / "engine", ManifestError, "no manifest.json")
     refused(engine, tmp_path / "engine", ManifestError, "another kind")
 
 
@@ -212,11 +216,48 @@ def test_an_op_that_only_kernels_run_is_refused_without_them(
     refused(export, tmp_path / "engine", BackendError, says, plugin_ops=("KimiDeltaAttention", "MixtureOfExperts"))
 
 
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that hashes weights: a refusal must not wait for them."""
+    hashed = manifest_module.sha256
+
+    def sha256(path: Path, *rest: Any) -> str:
+        assert path.suffix not in WEIGHT_SUFFIXES, f"{path} was read"
+        return hashed(path, *rest)
+
+    monkeypatch.setattr(manifest_module, "sha256", sha256)
+
+
+@pytest.mark.usefixtures("unread")
+def test_bfloat16_on_a_gpu_that_has_none_is_refused(copy: Path, tmp_path: Path) -> None:
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = json.dumps(json.loads(entry.value) | {"dtype": "bfloat16"})
+    onnx.save(model, copy / "model.onnx")
+    raw = json.loads((copy / "manifest.json").read_text())
+    graph = {"bytes": (copy / "model.onnx").stat().st_size, "sha256": sha256(copy / "model.onnx")}
+    rewrite(copy, files=raw["files"] | {"model.onnx": graph})
+    says = r"(?s)7\.5 has no bfloat16.*--dtype float16"
+    refused(copy, tmp_path / "engine", UsageError, says, plugin="none", compute_capabilities=("7.5",))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_graph_is_not_written_for_a_build_that_is_refused(export: Path, tmp_path: Path) -> None:
+    wide = replace(RECIPE, decode=change_profile(RECIPE.decode, {"capacity": [1, 64, 2**31 - 1]}, "test"))
+    graph = tmp_path / "graph"
+    with pytest.raises(EngineError, match="latent too large"):
+        build_engine(export, tmp_path / "engine", wide, overwrite=False, progress=no_progress, graph_to=graph)
+    assert not graph.exists()
+
+
+@pytest.mark.usefixtures("unread")
 def test_profiles_beyond_what_tensorrt_addresses_are_refused(export: Path, tmp_path: Path) -> None:
     wide = change_profile(RECIPE.prefill, {"capacity": [1, 64, 2**31 - 1]}, "test")
     refused(export, tmp_path / "engine", EngineError, "(?s)latent too large.*--prefill", prefill=wide)
 
 
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("field", ["disk", "memory"])
 def test_too_little_room_is_refused(field: str, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if field == "disk":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -18,38 +20,63 @@ from kimi_deploy.engine import command_lines
 from kimi_deploy.engine.engine_from_onnx import graph_for
 from kimi_deploy.engine.network import Graph
 from kimi_deploy.engine.recipe import EngineRecipe
-from kimi_deploy.errors import BackendError, UsageError
+from kimi_deploy.errors import BackendError, EngineError, KimiDeployError, UsageError
+from kimi_deploy.manifest import sha256
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.conftest import RECIPE
+from tests.engine.polygraphy_config import SHAPES
 
 SIZES = (
     "--prefill=sequence=1:8:32,batch=1:1:2,capacity=1:64:64,num_logits=1:1:4",
     "--decode=batch=1:1:2,capacity=1:64:64",
 )
 
+RTX = ("--backend", "tensorrt-rtx", "--capability", "8.9")
+
 
 def printed(export: Path, output: Path, graph: Path, *options: str) -> list[list[str]]:
     arguments = ["build-engine", str(export), "-o", str(output), "--save-onnx", str(graph), "--plugin", "none"]
-    done = CliRunner().invoke(cli, [*arguments, *SIZES, "--capability", "8.9", *options])
+    done = CliRunner().invoke(cli, [*arguments, *SIZES, *options])
     assert done.exit_code == 0, done.output
     return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def run_as_printed(commands: list[list[str]]) -> subprocess.CompletedProcess[str]:
+    """All of them in one shell that finds the polygraphy of this environment."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "\n".join(shlex.join(words) for words in commands)
+    return subprocess.run(
+        ["sh", "-s"], input=script, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path}
+    )
 
 
 @needs_tensorrt_rtx
 def test_the_polygraphy_command_builds_the_same_engine(export: Path, plain_engine: Path, tmp_path: Path) -> None:
     """Bit for bit no two builds are equal; the size and the whole text of the plan's tensor names are."""
     output = tmp_path / "engine"
-    commands = printed(export, output, tmp_path / "graph", "--backend", "tensorrt-rtx", "--print-polygraphy")
-    assert [words[0] for words in commands] == ["mkdir", "env"]
+    commands = printed(export, output, tmp_path / "graph", *RTX, "--print-polygraphy")
+    assert [words[0] for words in commands] == ["set", "mkdir", "env"]
     assert not output.exists(), "printing builds nothing"
-    for words in commands:
-        if "polygraphy" in words:
-            words[words.index("polygraphy")] = str(Path(sys.executable).with_name("polygraphy"))
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = run_as_printed(commands)
+    assert done.returncode == 0, done.stdout + done.stderr
     seen, expected = ((folder / "engine.plan").read_bytes() for folder in (output, plain_engine))
     assert len(seen) == len(expected)
     assert seen.count(b"past_key_values") == expected.count(b"past_key_values") > 0
+
+
+@needs_tensorrt_rtx
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_the_polygraphy_command_makes_the_config_of_a_build(backend: str) -> None:
+    """Flag by flag, as Polygraphy's own parser reads the command: also what its config leaves on, such as TF32."""
+    command = [sys.executable, "-m", "tests.engine.polygraphy_config", backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = json.loads(done.stdout)
+    assert {recipe["tf32"] for recipe, *_ in compared} == {True, False}
+    for recipe, theirs, ours, profiles in compared:
+        assert theirs == ours, recipe
+        assert ("TF32" in theirs["flags"]) == recipe["tf32"]
+        assert profiles == [{n: [list(s) for s in shapes] for n, shapes in p.items()} for p in SHAPES.values()]
 
 
 @pytest.mark.parametrize("chosen", ["tensorrt", "tensorrt-rtx"])
@@ -57,7 +84,8 @@ def test_the_polygraphy_command_is_of_the_tensorrt_that_a_build_takes(
     export: Path, tmp_path: Path, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kimi_deploy.engine.backend.choose", lambda choice: chosen)
-    _, words = printed(export, tmp_path / "engine", tmp_path / "graph", "--print-polygraphy")
+    capability = ("--capability", "8.9") * (chosen == "tensorrt-rtx")
+    *_, words = printed(export, tmp_path / "engine", tmp_path / "graph", "--print-polygraphy", *capability)
     assert ("POLYGRAPHY_USE_TENSORRT_RTX=1" in words) == (chosen == "tensorrt-rtx")
     assert ("--compute-capabilities" in words) == (chosen == "tensorrt-rtx")
 
@@ -115,13 +143,13 @@ def test_every_option_of_a_recipe_has_its_word(graph: Graph) -> None:
         timing_cache="cache",
     )
     arguments = (recipe, recipe.shapes_of_plans(graph.contract), Path("g.onnx"), Path("out"), Path("lib.so"))
-    trtexec = command_lines.trtexec(*arguments)
+    trtexec = [words for words in command_lines.trtexec(*arguments) if words[0] == "trtexec"]
     assert [w[2] for w in trtexec] == ["--saveEngine=out/engine.plan", "--saveEngine=out/decode.plan"]
     assert {w.count("--profile=0") for w in trtexec} == {1}
     assert set(trtexec[0]) >= {
         "--builderOptimizationLevel=5",
         "--memPoolSize=workspace:64M,tacticSharedMem:48K",
-        "--preview=+aliasedPluginIO1003",
+        "--preview=+aliasedPluginIO1003,-runtimeActivationResize",
         "--versionCompatible",
         "--hardwareCompatibilityLevel=ampere+",
         "--refit",
@@ -143,11 +171,67 @@ def test_every_option_of_a_recipe_has_its_word(graph: Graph) -> None:
         "--refittable",
         "--strip-plan",
         "--profiling-verbosity detailed",
-        "--load-timing-cache cache",
+        "--save-timing-cache cache",
         "--plugins lib.so",
         "--tf32",
     ):
         assert words in text
+
+
+def test_a_timing_cache_is_read_and_written_as_by_a_build(graph: Graph, tmp_path: Path) -> None:
+    """Written by the first plan where it is not there, and never changed where it is."""
+    cache = tmp_path / "cache"
+    recipe = EngineRecipe(plans="two", timing_cache=str(cache))
+    arguments = (recipe, recipe.shapes_of_plans(graph.contract), Path("g.onnx"), Path("out"), None)
+    first, copy, second = command_lines.trtexec(*arguments)
+    assert f"--timingCacheFile={cache}" in first
+    assert copy == ["cp", str(cache), "out/decode.plan.timing_cache"]
+    assert "--timingCacheFile=out/decode.plan.timing_cache" in second
+    first, second = command_lines.polygraphy(*arguments, "tensorrt", ())
+    assert first[first.index("--save-timing-cache") + 1] == str(cache)
+    assert "--load-timing-cache" not in first
+    assert second[second.index("--load-timing-cache") + 1] == str(cache)
+    assert "--save-timing-cache" not in second
+    cache.write_bytes(b"timings")
+    assert command_lines.trtexec(*arguments)[0] == ["cp", str(cache), "out/engine.plan.timing_cache"]
+    for words in command_lines.polygraphy(*arguments, "tensorrt", ()):
+        assert words[words.index("--load-timing-cache") + 1] == str(cache)
+        assert "--save-timing-cache" not in words
+
+
+def test_a_pinned_timing_cache_stops_the_commands_when_it_changes(graph: Graph, tmp_path: Path) -> None:
+    cache = tmp_path / "the cache"
+    cache.write_bytes(b"timings")
+    recipe = EngineRecipe(timing_cache=str(cache), timing_cache_sha256=sha256(cache))
+    arguments = (recipe, recipe.shapes_of_plans(graph.contract), Path("g.onnx"), Path("out"), None)
+    for commands in (command_lines.trtexec(*arguments), command_lines.polygraphy(*arguments, "tensorrt", ())):
+        script = [["set", "-e"], commands[0], ["echo", "goes on"]]
+        assert run_as_printed(script).stdout == "goes on\n"
+        cache.write_bytes(b"others")
+        assert "goes on" not in run_as_printed(script).stdout
+        cache.write_bytes(b"timings")
+    cache.write_bytes(b"others")
+    with pytest.raises(EngineError, match="not the recipe's"):
+        command_lines.trtexec(*arguments)
+
+
+@needs_tensorrt_rtx
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--print-polygraphy", "--timing-cache", "cache"), "timing_cache is not possible"),
+        (("--print-polygraphy", "--version-compatible"), "version_compatible is not possible"),
+        (("--print-polygraphy", "--capability", "9.0"), "9.0"),
+        (("--print-trtexec",), "trtexec is of the full TensorRT"),
+        (("--print-trtexec", "--backend", "tensorrt", "--capability", "8.9"), "for the GPU of this machine"),
+    ],
+)
+def test_what_a_build_refuses_is_not_printed(export: Path, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    arguments = ["build-engine", str(export), "-o", str(tmp_path / "engine"), "--save-onnx", str(tmp_path / "graph")]
+    done = CliRunner().invoke(cli, [*arguments, "--plugin", "none", "--backend", "tensorrt-rtx", *options])
+    assert isinstance(done.exception, KimiDeployError)
+    assert says in str(done.exception)
+    assert not (tmp_path / "graph").exists()
 
 
 def test_commands_without_a_graph_or_a_plugin_library_are_refused(

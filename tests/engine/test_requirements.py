@@ -10,7 +10,7 @@ import pytest
 
 from kimi_deploy.cuda_driver import GpuDevice
 from kimi_deploy.engine import requirements
-from kimi_deploy.engine.backend import Backend, load
+from kimi_deploy.engine.backend import Backend, TensorRT, load
 from kimi_deploy.engine.config import TimingCache
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
 from kimi_deploy.engine.requirements import check_options, check_room, check_target, unusable_here
@@ -31,7 +31,6 @@ def on(monkeypatch: pytest.MonkeyPatch, *devices: GpuDevice) -> None:
     monkeypatch.setattr(requirements, "gpu_devices", lambda: devices)
 
 
-@needs_tensorrt_rtx
 @pytest.mark.parametrize(
     ("changes", "gpu", "full", "refused"),
     [
@@ -49,16 +48,22 @@ def on(monkeypatch: pytest.MonkeyPatch, *devices: GpuDevice) -> None:
     ],
 )
 def test_options_are_refused_where_they_are_not_possible(
-    rtx: Backend, changes: dict[str, Any], gpu: bool, full: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], gpu: bool, full: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(monkeypatch, *[ADA] * gpu)
-    backend = replace(rtx, name="tensorrt") if full else rtx
+    tensorrt: TensorRT = "tensorrt" if full else "tensorrt-rtx"
     recipe = replace(EngineRecipe(), **changes)
     if refused:
         with pytest.raises(EngineError, match=next(iter(changes))):
-            check_options(backend, recipe)
+            check_options(tensorrt, recipe)
     else:
-        check_options(backend, recipe)
+        check_options(tensorrt, recipe)
+
+
+@pytest.mark.parametrize("option", ["refit", "strip_weights"])
+def test_a_command_for_another_machine_may_ask_for_its_gpu(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch)
+    check_options("tensorrt-rtx", EngineRecipe.from_dict({option: True}, "test"), here=False)
 
 
 @needs_tensorrt_rtx
