@@ -99,6 +99,10 @@ class CudaDevice:
         self._enter()
         self._call("clearing memory", self._driver.cuMemsetD8Async(address, 0, nbytes, self._stream))
 
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        self._enter()
+        self._call("copying on the GPU", self._driver.cuMemcpyDtoDAsync(target, source, nbytes, self._stream))
+
     def upload(self, address: int, value: np.ndarray) -> None:
         self._enter()
         assert value.flags.c_contiguous

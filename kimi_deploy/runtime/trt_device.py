@@ -25,6 +25,9 @@ class Device(Protocol):
     def zero(self, address: int, nbytes: int) -> None:
         """Fill with zero bytes."""
 
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy device memory that does not overlap."""
+
     def upload(self, address: int, value: np.ndarray) -> None:
         """Copy a contiguous array to the device; the array may change as soon as this returns."""
 

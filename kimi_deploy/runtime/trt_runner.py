@@ -3,8 +3,9 @@
 A graph is recorded per state buffer and side, after one ordinary step of the same kind: recording orders nothing, so
 that the state moves on once per step, whether it was run, recorded and launched, or only launched.
 
-An engine reads the whole capacity of a cache that it is given. So a state of one row, whose first slots lie together,
-is given as one of fewer slots: the power of two that holds what the call fills. Slots behind stay as they were.
+An engine reads the whole capacity of a cache that it is given. So a state is given as one of fewer slots: the power of
+two that holds what the call fills in the longest row. Rows lie one behind the other with that many slots each, and are
+moved apart when it doubles.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ class TrtRunner(Runner):
 
     def _run_piece(self, call: Call, profile: ProfileLimits, storage: TrtStorage, logits: np.ndarray) -> None:
         context = self._context(profile, 0, 0)
+        shown = self._shown(call, profile, storage)
         values = self._inputs(call)
         for name, value in values.items():
             buffer = self._grown(name, value.nbytes)
@@ -152,7 +154,7 @@ class TrtRunner(Runner):
             context.bind(name, buffer.address)
         buffer = self._grown(LOGITS, logits.nbytes)
         context.bind(LOGITS, buffer.address)
-        self._set_shapes(context, values, storage.buffers, self._shown(call, profile, storage.buffers))
+        self._set_shapes(context, values, storage.buffers, shown)
         self._bind(context, storage.buffers.addresses(storage.side))
         context.enqueue()
         self._device.download(buffer.address, logits)
@@ -163,7 +165,7 @@ class TrtRunner(Runner):
         buffers = storage.buffers
         profile = choose_profile(self._session.profiles, Sizes(buffers.batch, 1, buffers.capacity, 1))
         buffers.step.upload(self._inputs(call))
-        side, shown = storage.side, self._shown(call, profile, buffers)
+        side, shown = storage.side, self._shown(call, profile, storage)
         try:
             graph = buffers.graphs.get((side, shown)) or self._record(profile, buffers, side, shown)
             if graph is None:
@@ -177,14 +179,20 @@ class TrtRunner(Runner):
             raise
         storage.side ^= 1
 
-    def _shown(self, call: Call, profile: ProfileLimits, buffers: Buffers) -> int:
-        """Slots of the state's cache that the engine is given; all of them where there is more than one row."""
-        if not self.contract.has_latent or buffers.batch > 1:
+    def _shown(self, call: Call, profile: ProfileLimits, storage: TrtStorage) -> int:
+        """Slots of each row of the state's caches that the engine is given; the rows are laid out so."""
+        buffers = storage.buffers
+        if not self.contract.has_latent:
             return buffers.capacity
-        filled = int(call.past_lengths[0]) + call.input_ids.shape[1]
+        filled = int(call.past_lengths.max()) + call.input_ids.shape[1]
         shown = max(1 << (filled - 1).bit_length(), SMALLEST_SHOWN)
         sizes = Sizes(buffers.batch, call.input_ids.shape[1], shown, call.logits_indices.shape[1])
-        return shown if shown < buffers.capacity and profile.holds(sizes) else buffers.capacity
+        # rows are moved by way of a second buffer
+        one_buffer = buffers.batch > 1 and not self._session.aliased.isdisjoint(buffers.caches)
+        if shown >= buffers.capacity or one_buffer or not profile.holds(sizes):
+            shown = buffers.capacity
+        storage.lay_out(shown)
+        return shown
 
     def _record(self, profile: ProfileLimits, buffers: Buffers, side: int, shown: int) -> object | None:
         """A graph of the step, or None while there can be none."""

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from kimi_deploy.contract import INPUT_IDS, LOGITS_INDICES, PAST_LENGTHS, SEQUENCE_LENGTHS, GraphContract, StateTensor
+from kimi_deploy.contract import (
+    CAPACITY,
+    INPUT_IDS,
+    LOGITS_INDICES,
+    PAST_LENGTHS,
+    SEQUENCE_LENGTHS,
+    GraphContract,
+    StateTensor,
+)
 from kimi_deploy.errors import StateError
 from kimi_deploy.runtime.dlpack import DeviceTensor
 from kimi_deploy.runtime.storage import NUMPY_DTYPES
@@ -28,7 +36,7 @@ class Buffers:
         self, device: Device, contract: GraphContract, aliased: frozenset[str], batch: int, capacity: int
     ) -> None:
         """Raises MemoryError."""
-        self.batch, self.capacity = batch, capacity
+        self._device, self.batch, self.capacity = device, batch, capacity
         self._states: dict[str, StateTensor] = {s.past_name: s for s in contract.states}
         self._buffers: dict[str, list[DeviceBuffer]] = {}
         for name, state in self._states.items():
@@ -39,12 +47,17 @@ class Buffers:
         """By the side that is read, and the slots of the cache that the step is shown."""
 
     @property
+    def caches(self) -> dict[str, list[DeviceBuffer]]:
+        """The buffers of the states that have a slot per token."""
+        return {name: self._buffers[name] for name, state in self._states.items() if CAPACITY in state.dims}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Past names of the states."""
         return tuple(self._states)
 
     def shape(self, name: str, capacity: int | None = None) -> tuple[int, ...]:
-        """Of a state tensor; of its first `capacity` slots, which lie together where there is one row."""
+        """Of a state tensor, or of one with `capacity` slots a row."""
         return self._states[name].shape(self.batch, self.capacity if capacity is None else capacity)
 
     def dtype(self, name: str) -> str:
@@ -62,6 +75,21 @@ class Buffers:
             found[name] = buffers[side % len(buffers)].address
             found[self._states[name].present_name] = buffers[(side + 1) % len(buffers)].address
         return found
+
+    def move_rows(self, side: int, slots: int, wanted: int) -> None:
+        """Of every cache on `side`: from rows of `slots` slots to rows of `wanted`, which are zero behind the first.
+
+        By way of the other side, which a step writes before it is read.
+        """
+        for buffers in self.caches.values():
+            here, other = buffers[side], buffers[side ^ 1]
+            slot = here.nbytes // (self.batch * self.capacity)
+            whole = self.batch * wanted * slot
+            self._device.zero(other.address, whole)
+            for row in range(self.batch):
+                source, target = here.address + row * slots * slot, other.address + row * wanted * slot
+                self._device.copy(target, source, min(slots, wanted) * slot)
+            self._device.copy(here.address, other.address, whole)
 
     @property
     def nbytes(self) -> int:
@@ -146,13 +174,18 @@ class BufferPool:
 
 
 class TrtStorage:
-    """The tensors of one state. `side` is the current one; `lost` names those that a failed step left half-written."""
+    """The tensors of one state. `side` is the current one; `lost` names those that a failed step left half-written.
+
+    Rows of a cache have `slots` slots each, one row behind the other from the beginning of its buffer: as many as the
+    last step was shown, and none before the first. With one row that is so for any number of slots.
+    """
 
     def __init__(self, device: Device, pool: BufferPool, batch: int, capacity: int) -> None:
         """Raises MemoryError."""
         self._device, self._pool = device, pool
         self.buffers = pool.take(batch, capacity)
         self.side = 0
+        self.slots = capacity if batch == 1 else 0
         self.lost: set[str] = set()
         weakref.finalize(self, pool.give_back, self.buffers)
 
@@ -168,12 +201,34 @@ class TrtStorage:
     def mark_lost(self) -> None:
         self.lost = set(self.buffers.names)
 
+    def lay_out(self, slots: int) -> None:
+        """Give every row of a cache so many slots, which hold what it has stored; the last token's is among them."""
+        if slots == self.slots or self.buffers.batch == 1:
+            return
+        try:
+            if self.slots:
+                self.buffers.move_rows(self.side, self.slots, slots)
+        except Exception:
+            self.mark_lost()
+            raise
+        self.slots = slots
+
     def read(self, name: str) -> np.ndarray:
-        value = np.empty(self.buffers.shape(name), NUMPY_DTYPES[self.buffers.dtype(name)])
-        self._device.download(self.buffers.addresses(self.side)[name], value)
+        shape, dtype = self.buffers.shape(name), NUMPY_DTYPES[self.buffers.dtype(name)]
+        if name not in self.buffers.caches or self.slots == self.buffers.capacity:
+            value = np.empty(shape, dtype)
+            self._device.download(self.buffers.addresses(self.side)[name], value)
+            return value
+        value = np.zeros(shape, dtype)
+        if self.slots:
+            stored = np.empty(self.buffers.shape(name, self.slots), dtype)
+            self._device.download(self.buffers.addresses(self.side)[name], stored)
+            value[:, : self.slots] = stored
         return value
 
     def write(self, name: str, value: np.ndarray) -> None:
+        if name in self.buffers.caches:
+            self.lay_out(self.buffers.capacity)
         wanted = NUMPY_DTYPES[self.buffers.dtype(name)]
         self._device.upload(self.buffers.addresses(self.side)[name], np.ascontiguousarray(value, wanted))
         self.lost.discard(name)
@@ -182,7 +237,8 @@ class TrtStorage:
         return TrtStorage(self._device, self._pool, batch, self.buffers.capacity)
 
     def device_tensor(self, name: str) -> DeviceTensor:
-        """The tensor where it lies, for other libraries (DLPack)."""
+        """The tensor where it lies, for other libraries (DLPack): until the next step."""
+        self.lay_out(self.buffers.capacity)
         address = self.buffers.addresses(self.side)[name]
         return DeviceTensor(
             self, address, self.buffers.shape(name), self.buffers.dtype(name), self._device.dlpack_device

@@ -196,6 +196,18 @@ class TorchContext:
 
 
 @pytest.mark.gpu
+def test_memory_is_copied_on_the_gpu_in_the_order_of_the_stream(device: CudaDevice) -> None:
+    value, seen = np.arange(64, dtype=np.uint8), np.empty(64, np.uint8)
+    first, second = DeviceBuffer(device, 64), DeviceBuffer(device, 64)
+    second.zero()
+    device.upload(first.address, value)
+    device.copy(second.address + 8, first.address + 16, 40)
+    first.zero()
+    device.download(second.address, seen)
+    np.testing.assert_array_equal(seen, np.concatenate([np.zeros(8), value[16:56], np.zeros(16)]))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("aliased", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_200_replayed_steps_equal_200_eager_ones_on_the_gpu(device: CudaDevice, batch: int, aliased: bool) -> None:

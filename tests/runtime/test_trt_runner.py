@@ -162,34 +162,69 @@ def test_a_call_larger_than_a_profile_is_cut_and_its_logits_put_together(
     assert len(session_of(trt).runs) == -(-steps // largest)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_single_row_is_shown_no_more_of_its_cache_than_it_fills(
-    trt: TrtRunner, runner: OrtRunner, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In prefill and in replayed steps, with the results of the whole cache; rows of a batch do not lie together."""
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Slots of the caches in every run; from 16 on, so that short states have several sizes."""
     monkeypatch.setattr(trt_runner_module, "SMALLEST_SHOWN", 16)
-    shown: list[int] = []
+    sizes: list[int] = []
     run = FakeContext._run
 
-    def watched(self: FakeContext, sizes: dict[str, int], *rest: Any) -> None:
-        shown.append(sizes[CAPACITY])
-        run(self, sizes, *rest)
+    def watched(self: FakeContext, named: dict[str, int], *rest: Any) -> None:
+        sizes.append(named[CAPACITY])
+        run(self, named, *rest)
 
     monkeypatch.setattr(FakeContext, "_run", watched)
+    return sizes
+
+
+@pytest.mark.parametrize("lengths", [[20], [20, 20], [3, 20, 11]])
+def test_rows_are_shown_no_more_of_their_cache_than_the_longest_fills(
+    trt: TrtRunner, runner: OrtRunner, lengths: list[int], shown: list[int]
+) -> None:
+    """In prefill and in replayed steps, with the results of the whole cache."""
+    batch = len(lengths)
     state, expected = trt.new_state(batch, 100), runner.new_state(batch, 100)
-    ids = random_ids(batch, 20)
-    np.testing.assert_allclose(trt.forward(ids, state), runner.forward(ids, expected), **CLOSE)
+    ids, valid = random_ids(batch, 20), np.array(lengths, np.int32)
+    np.testing.assert_allclose(trt.forward(ids, state, valid), runner.forward(ids, expected, valid), **CLOSE)
     difference = compare(decode(trt, state, 60), decode(runner, expected, 60))
     assert difference.within(tolerance("graph_float32")), difference
     assert_same_state(state, expected)
     # pieces of 16 and 4 tokens, then a token a step
     filled = [16, 20, *range(21, 81)]
-    assert shown == [min(1 << (n - 1).bit_length(), 100) if batch == 1 else 100 for n in filled]
+    assert shown == [min(1 << (n - 1).bit_length(), 100) for n in filled]
     assert device_of(trt).launches == 60 - len(set(shown[2:]))
     # what was stored before and after a step of fewer slots is there when a later one is shown more
     saved = state.snapshot()
     trt.forward(random_ids(batch, 1, 5), state)
     state.restore(saved)
+    assert_same_state(state, expected)
+
+
+def test_rows_keep_what_they_stored_whatever_is_done_between_steps(
+    trt: TrtRunner, runner: OrtRunner, shown: list[int]
+) -> None:
+    """Written, forked, seen by another library, and taken back to fewer slots, at every size they are laid out in."""
+    state, expected = trt.new_state(2, 100), runner.new_state(2, 100)
+    early = None
+    for step in range(50):
+        ids, valid = random_ids(2, 2, step), np.array([2, step % 3 > 0], np.int32)
+        trt.forward(ids, state, valid)
+        runner.forward(ids, expected, valid)
+        if step == 9:
+            early = (state.snapshot(), expected.snapshot())
+        if step % 7 == 3:
+            state, expected = state.select([1, 0]), expected.select([1, 0])
+        if step % 5 == 2:
+            latent = next(s.past_name for s in trt.contract.states if s.kind == "latent")
+            view = np.from_dlpack(trt.device_tensor(state, latent))
+            np.testing.assert_array_equal(view, state.tensors()[latent])
+        assert_same_state(state, expected)
+    assert set(shown) == {16, 32, 64, 100}
+    assert early is not None
+    for one, other in zip((state, expected), early, strict=True):
+        one.restore(other)
+    np.testing.assert_allclose(decode(trt, state, 4), decode(runner, expected, 4), **CLOSE)
+    assert shown[-1] == 32, "a shorter state is shown less again"
     assert_same_state(state, expected)
 
 

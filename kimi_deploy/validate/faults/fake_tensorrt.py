@@ -75,6 +75,12 @@ class FakeDevice:
     def zero(self, address: int, nbytes: int) -> None:
         self.view(address, (nbytes,), np.dtype(np.uint8))[...] = 0
 
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        assert not self.recording, "a graph would repeat the copy"
+        assert target + nbytes <= source or source + nbytes <= target, "the copy overlaps"
+        block = (nbytes,), np.dtype(np.uint8)
+        self.view(target, *block)[...] = self.view(source, *block)
+
     def upload(self, address: int, value: np.ndarray) -> None:
         assert not self.recording, "a graph would keep copying this array's first content"
         assert value.flags.c_contiguous
