@@ -240,7 +240,12 @@ def model_command(
             require_packages("llama_cpp")
             with progress("converting to GGUF"):
                 convert(model, llama_cpp, gguf, gguf_type)
-        folders = {"ort": export, "ort-bodies": export, "trt": _engine(engine, "trt" in chosen), "llama.cpp": gguf}
+        folders = {
+            "ort": export,
+            "ort-bodies": export,
+            "trt": _engine(engine, export, "trt" in chosen),
+            "llama.cpp": gguf,
+        }
         tasks = [
             Task(name, str(folders.get(name, model)), context, decode_steps, repeats, threads, batch, kernels)
             for batch in batches
@@ -262,13 +267,14 @@ def model_command(
         _print_report(report)
 
 
-def _engine(folder: Path | None, wanted: bool) -> Path | None:
+def _engine(folder: Path | None, export: Path, wanted: bool) -> Path | None:
     """The folder of --engine, checked: a worker would find out only after the others have run."""
     if wanted != (folder is not None):
         raise UsageError("--backend trt and --engine go together", fix="give both, or neither")
     if folder is not None:
-        from kimi_deploy.engine.load import check_engine, check_gpu
+        from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu
 
+        check_built_from(folder, export)
         check_gpu(*check_engine(folder))
     return folder
 

@@ -62,21 +62,10 @@ def run_profile(
 def _check_engine(model: Path, export: Path, engine: Path) -> None:
     """Refuse an engine that cannot be opened here, or is not of `export`, whose nodes its layers are named after."""
     from kimi_deploy.cuda_driver import gpu_devices
-    from kimi_deploy.engine.load import check_engine, check_gpu
-    from kimi_deploy.manifest import Manifest
-    from kimi_deploy.runtime.ort_runner import MODEL_NAME
+    from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu
 
+    check_built_from(engine, export)
     manifest, backend = check_engine(engine)
-    exported = Manifest.read(export)
-    exported.check_kind("onnx")
-    made_of, seen = manifest.source.get(MODEL_NAME), exported.files[MODEL_NAME]["sha256"]
-    if made_of != seen:
-        raise UsageError(
-            "the engine was built from another export",
-            seen=f"{MODEL_NAME} {seen[:16]} in {export}",
-            expected=str(made_of)[:16],
-            fix=f"give the export it was built from, or kimi-deploy build-engine {export} -o DIR",
-        )
     if not gpu_devices():
         # without a driver TensorRT does not open a plan, so that its inspector cannot be asked either
         raise BackendError(

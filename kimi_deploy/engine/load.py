@@ -14,7 +14,7 @@ from kimi_deploy.engine.backend import Backend, TensorRT, choose, load
 from kimi_deploy.engine.plugin_library import default_path
 from kimi_deploy.engine.plugin_registry import register_plugins, registered_kind
 from kimi_deploy.engine.recipe import AMPERE, parse_capability
-from kimi_deploy.errors import BackendError, EngineError, ManifestError
+from kimi_deploy.errors import BackendError, EngineError, ManifestError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.plugins import PLUGIN_OPS
 
@@ -77,6 +77,26 @@ def check_engine(folder: Path) -> tuple[Manifest, Backend]:
         )
     manifest.verify(folder)
     return manifest, backend
+
+
+def check_built_from(engine: Path, export: Path) -> None:
+    """Raise UsageError unless the engine in one folder was built from the export in the other, of the same weights.
+
+    Neither is read but for its manifest. Raises ManifestError where one is of another kind.
+    """
+    built, exported = Manifest.read(engine), Manifest.read(export)
+    built.check_kind("engine")
+    exported.check_kind("onnx")
+    made_of = {"model.onnx": built.source.get("model.onnx"), "checkpoint": built.source["checkpoint"]}
+    given = {"model.onnx": exported.files["model.onnx"]["sha256"], "checkpoint": exported.source["checkpoint"]}
+    for what, expected in made_of.items():
+        if given[what] != expected:
+            raise UsageError(
+                "the engine was built from another export",
+                seen=f"{what} {str(given[what])[:16]} in {export}",
+                expected=f"{str(expected)[:16]}, of {engine}",
+                fix=f"give the export it was built from, or kimi-deploy build-engine {export} -o DIR",
+            )
 
 
 def _numbers(version: str) -> list[int]:

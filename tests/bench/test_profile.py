@@ -211,5 +211,7 @@ def test_an_engines_profile_needs_a_gpu_and_its_own_export(
     (other / MODEL_NAME).write_bytes(b"another graph")
     (other / "weights.bin").write_bytes(bytes(4))
     Manifest(manifest.kind, manifest.source, manifest.op_abi, manifest.details, {}, {}).write(other)
-    with pytest.raises(UsageError, match="another export"):
-        bench((folders[0], other), *arguments)
+    monkeypatch.setattr("kimi_deploy.bench.run.run_bench", lambda *_: pytest.fail("something was measured"))
+    for given in (arguments, ["--backend", "ort", *arguments[2:]]):
+        with pytest.raises(UsageError, match="another export"):
+            bench((folders[0], other), *given)

@@ -14,8 +14,9 @@ import pytest
 
 from kimi_deploy.cuda_driver import GpuDevice
 from kimi_deploy.engine import load as engine_load
-from kimi_deploy.engine.load import check_engine, check_gpu, open_engine
-from kimi_deploy.errors import BackendError, EngineError, ManifestError
+from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu, open_engine
+from kimi_deploy.errors import BackendError, EngineError, ManifestError, UsageError
+from kimi_deploy.manifest import Manifest
 from tests.capabilities import needs_tensorrt_rtx
 
 pytestmark = needs_tensorrt_rtx
@@ -41,6 +42,24 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def test_an_engine_that_fits_passes(engine: Path) -> None:
     manifest, backend = check_engine(engine)
     assert manifest.details["backend"] == backend.name == "tensorrt-rtx"
+
+
+def test_an_export_of_the_same_graph_with_other_weights_is_another_export(
+    engine: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_deploy.manifest.sha256", lambda *_: pytest.fail("a file was read"))
+    check_built_from(engine, export)
+    other = tmp_path / "other"
+    other.mkdir()
+    for entry in export.iterdir():
+        (other / entry.name).symlink_to(entry)
+    text = (export / "manifest.json").read_text()
+    (other / "manifest.json").unlink()
+    (other / "manifest.json").write_text(text.replace(Manifest.read(export).source["checkpoint"], "f" * 64))
+    with pytest.raises(UsageError, match=r"(?s)another export.*checkpoint ffff.*build-engine"):
+        check_built_from(engine, other)
+    with pytest.raises(ManifestError, match="another kind"):
+        check_built_from(export, export)
 
 
 @pytest.mark.parametrize(
