@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +21,8 @@ from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import EngineRecipe, capabilities_for
 from kimi_deploy.engine.requirements import check_machine, check_options, check_room, check_target, unusable_here
 from kimi_deploy.engine.save_graph import save_graph
-from kimi_deploy.errors import UsageError, WrongArtefactError
-from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.errors import UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.output_folder import output_folder
@@ -125,15 +124,8 @@ def build_engine(
 def read_export(folder: Path) -> Manifest:
     """The manifest of an export whose ops have this package's ABI, with weights as they are.
 
-    Raises UsageError for a quantised export, WrongArtefactError for a checkpoint and ManifestError for anything else.
+    Raises UsageError for a quantised export and ManifestError for anything else.
     """
-    if (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).is_file():
-        raise WrongArtefactError(
-            "the folder is a checkpoint, not an export",
-            seen=f"{folder} with config.json and no {MANIFEST_NAME}",
-            expected="a folder written by `kimi-deploy export`",
-            fix=f"kimi-deploy export {shlex.quote(str(folder))} -o EXPORT --dtype float16, then give EXPORT",
-        )
     source = Manifest.read(folder)
     source.check_kind("onnx")
     source.check_op_abi()

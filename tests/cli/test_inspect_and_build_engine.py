@@ -107,7 +107,7 @@ def test_build_engine_of_something_else_is_wrong_usage(
     assert isinstance(error, KimiDeployError)
     assert error.exit_code == 2
     says = {
-        "a checkpoint": f"kimi-deploy export {checkpoint} -o EXPORT",
+        "a checkpoint": f"kimi-deploy export {checkpoint} -o DIR",
         "no such file": "no such file or folder",
         "an empty file": "not an ONNX model",
         "a GPU that is not offered": "compute capability 9.0",
