@@ -56,8 +56,8 @@ def changed(exported: Path, folder: Path, change: Callable[[onnx.ModelProto], No
     return folder
 
 
-def validated(model: Path, export: Path) -> Report:
-    settings = Settings(max_tokens=24, long_tokens=30, greedy_tokens=6, threads=1, selection=Selection(CHECKS))
+def validated(model: Path, export: Path, checks: tuple[str, ...] = CHECKS) -> Report:
+    settings = Settings(max_tokens=24, long_tokens=30, greedy_tokens=6, threads=1, selection=Selection(checks))
     return validate_export(model, export, settings, no_progress)
 
 
@@ -113,15 +113,26 @@ def test_a_product_that_forgets_its_zero_points_is_found(model: Path, exported: 
     )
 
 
-def test_inputs_that_are_not_rounded_as_said_are_found(model: Path, exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("product", "stage"), [("", "layer 0"), ("layers.1.self_attn.o_proj", "logits"), ("lm_head", "logits")]
+)
+def test_inputs_that_are_not_rounded_as_said_are_found_where_they_are(
+    product: str, stage: str, model: Path, exported: Path, tmp_path: Path
+) -> None:
     def never_round(graph: onnx.ModelProto) -> None:
-        for node in graph.graph.node:
+        nodes = [n for n in graph.graph.node if n.op_type == "MatMulNBits" and product in n.input[1]]
+        assert len(nodes) == 1 or not product
+        for node in nodes:
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
                     attribute.i = 1
 
-    report = validated(model, changed(exported, tmp_path / "x", never_round))
+    # the arithmetic is right all the same, of which one case is enough
+    checks = ("rounded-inputs",) if product else CHECKS
+    report = validated(model, changed(exported, tmp_path / "x", never_round), checks)
     assert failed(report) == {"rounded-inputs"}
+    (row,) = [r for r in report.rows if r.check == "rounded-inputs"]
+    assert row.note.startswith(f"up to {stage}: ")
 
 
 def test_wrong_levels_are_a_loss_of_quality_and_not_of_arithmetic(model: Path, exported: Path, tmp_path: Path) -> None:
