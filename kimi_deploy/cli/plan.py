@@ -160,13 +160,17 @@ def _print(plan: Plan) -> None:
     )
     if plan.tokens_per_second is not None and plan.bandwidth is not None:
         click.echo(f"at {_size(plan.bandwidth)}/s: at most {plan.tokens_per_second:,.1f} tokens per second")
-    ways = [("as function bodies", plan.cpu_resident, plan.cpu_weights)]
+    ways = [("with `ort` bodies", plan.cpu_resident, plan.cpu_weights)]
     if plan.dtype == "float32":
         ways.append(("with `make cpu-kernels`", plan.cpu_resident_with_kernels, plan.cpu_weights_with_kernels))
     for what, resident, held in ways if plan.dtype != "bfloat16" else ():
+        bound, experts = "", ""
+        if held.experts:
+            bound = "at most "
+            experts = f"; {_size(held.experts)} are experts, fewer where a router prefers some of them"
         click.echo(
-            f"ONNX Runtime on the CPU, {what}: {_size(resident)} resident, {_size(held.mapped)} of it pages of the "
-            "weight files, which the system can take back"
+            f"ONNX Runtime on the CPU, {what}: {bound}{_size(resident)} resident, {_size(held.mapped)} of it pages of "
+            f"the weight files, which the system can take back{experts}"
         )
     if plan.dtype == "bfloat16":
         click.echo(

@@ -32,10 +32,12 @@ _WINDOW = 64 << 10
 @dataclass(frozen=True)
 class CpuWeights:
     """Bytes of weights in memory. `packed`: the process's own copies, in its kernels' layout. `mapped`: pages of the
-    export's files that were read; the system takes them back when memory is short."""
+    export's files that were read; the system takes them back when memory is short. `experts`: those of `mapped` that
+    are experts, and fewer where a router prefers some of them."""
 
     packed: int
     mapped: int
+    experts: int
 
 
 def cpu_weights(
@@ -43,14 +45,15 @@ def cpu_weights(
 ) -> CpuWeights:
     """What is in memory of an export's weights after `tokens` tokens of all rows together, equally likely each.
 
-    `scheme` is settled. A float32 weight is in memory once: packed by the product that reads it, or mapped. One of 16
-    bits is widened when it is loaded. Of experts that are mapped only those chosen count, of an embedding table what
-    lies around the rows looked up.
+    `scheme` is settled; the bodies are `ort`. A float32 weight is in memory once: packed by the product that reads it,
+    or mapped. One of 16 bits is widened when it is loaded. Of experts that are mapped only those chosen count, which is
+    the most that they can become, of an embedding table what lies around the rows looked up.
     """
     kept = _kept(config, dtype, scheme, kernels)
     chosen = expected_experts(config, tokens) / config.num_experts if config.num_experts else 0.0
     looked_up = sum(_looked_up(nbytes, tokens) for nbytes in kept.tables)
-    return CpuWeights(kept.packed, round(kept.mapped + kept.experts * chosen + looked_up))
+    experts = round(kept.experts * chosen)
+    return CpuWeights(kept.packed, round(kept.mapped + experts + looked_up), experts)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError, ContractError, UsageError
+from kimi_deploy.runtime.heap import trim
 from kimi_deploy.runtime.huge_pages import collapse_new, private_memory
 from kimi_deploy.runtime.ort_kernels import OrtKernels
 
@@ -91,6 +92,7 @@ def open_session(
             expected="the CUDA and cuDNN libraries that this onnxruntime-gpu was built for",
             fix="pip install 'onnxruntime-gpu[cuda,cudnn]', or use --provider cpu",
         )
+    trim()
     if provider == "cpu":
         collapse_new(before)
     return session
