@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
+
+from kimi_deploy.runtime.base import Runner
 
 PREFILL_CHUNK = 512
 
@@ -27,20 +28,12 @@ class Point:
 
 
 def decode_curve(
-    export: Path,
-    lengths: Sequence[int],
-    steps: int,
-    threads: int,
-    advance: Callable[[int], None] = lambda n: None,
-    kernels: str = "auto",
+    runner: Runner, lengths: Sequence[int], steps: int, advance: Callable[[int], None] = lambda n: None
 ) -> list[Point]:
     """Time `steps` decode steps at each cached length, once with a cache that just fits and once four times as large.
 
-    `advance(1)` is called per point. Raises what OrtRunner raises.
+    `advance(1)` is called per point.
     """
-    from kimi_deploy.runtime.ort_runner import OrtRunner
-
-    runner = OrtRunner(export, threads=threads, kernels=kernels)
     random = np.random.default_rng(0)
     points = []
     for cached in lengths:

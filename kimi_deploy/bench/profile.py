@@ -15,6 +15,7 @@ import onnx
 from kimi_deploy.bench.host_glue import host_glue
 from kimi_deploy.errors import UsageError
 from kimi_deploy.ops.spec import DOMAIN
+from kimi_deploy.runtime.base import kernels_to_dict
 from kimi_deploy.runtime.ort_runner import MODEL_NAME, OrtRunner
 from kimi_deploy.runtime.state import State
 
@@ -62,7 +63,7 @@ def profile_export(
         "prompt": prompt,
         "steps": steps,
         "threads": threads,
-        "kernels": list(runner.kernels),
+        "kernels": kernels_to_dict(runner.kernels),
         "phases": phases,
         "host_glue_seconds": glue,
         "memory": memory_by_component(sum(f.stat().st_size for f in export.glob("weights*")), state),

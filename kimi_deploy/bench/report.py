@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kimi_deploy.errors import UsageError
 from kimi_deploy.strict_json import read_json_object
 
-Version = Literal[3]
-SCHEMA_VERSION: Version = 3
+Version = Literal[4]
+SCHEMA_VERSION: Version = 4
+"""Goes up with every change of a field, a new one too: a reader refuses fields that it does not know."""
 MAX_BYTES = 64 << 20
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -42,6 +43,16 @@ class Phases(_Part):
     decode: Positive
 
 
+class Kernels(_Part):
+    """Kernels of ours in ONNX Runtime: the ops, the sha256 of the library's file, the instruction set it was compiled
+    for.
+    """
+
+    ops: Annotated[list[str], Field(min_length=1)]
+    library: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    instruction_set: str
+
+
 class Result(_Part):
     """One runtime at one point.
 
@@ -49,7 +60,7 @@ class Result(_Part):
     an empty state to the token chosen from the prompt's logits; `time_per_output_token` is a step and its choice.
     `tokens_per_second` counts the tokens of all sequences. `times_of_first` is the median over the first runtime's,
     `times_of_floor` over the floor. `load` is seconds, `peak_bytes` the largest resident size of the process. `kernels`
-    are the ops that ran as our own kernels in ONNX Runtime, not as function bodies.
+    is what ran in ONNX Runtime in the place of function bodies; null where these ran, and for other runtimes.
     """
 
     prefill: Spread
@@ -61,7 +72,7 @@ class Result(_Part):
     times_of_floor: Phases
     load: Positive
     peak_bytes: Count
-    kernels: list[str] = []
+    kernels: Kernels | None
 
 
 class Floor(_Part):

@@ -14,7 +14,18 @@ from typing import Any
 
 from kimi_deploy import __version__
 from kimi_deploy.bench.floors import Rates, Work
-from kimi_deploy.bench.report import Floor, Machine, MeasuredRates, Phases, Point, Report, Result, Settings, Spread
+from kimi_deploy.bench.report import (
+    Floor,
+    Kernels,
+    Machine,
+    MeasuredRates,
+    Phases,
+    Point,
+    Report,
+    Result,
+    Settings,
+    Spread,
+)
 from kimi_deploy.bench.worker import Measurement, Task
 from kimi_deploy.errors import BackendError
 
@@ -79,7 +90,7 @@ def _point(batch: int, context: int, samples: dict[Task, list[Measurement]], flo
             times_of_floor=Phases(prefill=prefill / floor.seconds.prefill, decode=decode / floor.seconds.decode),
             load=statistics.median(m.load for m in measurements),
             peak_bytes=max(m.peak_bytes for m in measurements),
-            kernels=measurements[0].kernels,
+            kernels=Kernels(**k) if (k := measurements[0].kernels) else None,
         )
     return Point(batch=batch, context=context, floor=floor, results=results)
 

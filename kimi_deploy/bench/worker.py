@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kimi_deploy.errors import KimiDeployError
 
 if TYPE_CHECKING:
-    from kimi_deploy.runtime.base import Runner
+    from kimi_deploy.runtime.base import Kernels, Runner
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Task:
 @dataclass(frozen=True)
 class Measurement:
     """Seconds: prefill and first token per repeat, step and output token per decode step, load; peak resident bytes;
-    ops that ran as our own kernels.
+    which of our kernels ran, as Kernels.to_dict says.
 
     A prefill or a step ends with the logits, a token with its choice from them; the first token's time also has the
     making of the empty state.
@@ -52,7 +52,7 @@ class Measurement:
     time_per_output_token: list[float]
     load: float
     peak_bytes: int
-    kernels: list[str]
+    kernels: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -63,7 +63,7 @@ Start = Callable[[], Step]
 """Begins new sequences; the Step it returns consumes ids [batch, T] and returns last tokens' logits [..., vocab]."""
 
 
-def _runner_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
+def _runner_start(task: Task) -> tuple[Start, int, Kernels | None]:
     if task.backend in ("ort", "ort-bodies"):
         from kimi_deploy.runtime.ort_runner import OrtRunner
 
@@ -89,7 +89,7 @@ def _runner_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
     return start, runner.contract.vocab_size, runner.kernels
 
 
-def _transformers_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
+def _transformers_start(task: Task) -> tuple[Start, int, Kernels | None]:
     import torch
     from transformers import DynamicCache, KimiLinearForCausalLM
 
@@ -106,10 +106,10 @@ def _transformers_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
 
         return step
 
-    return start, int(model.config.vocab_size), ()
+    return start, int(model.config.vocab_size), None
 
 
-def _llama_cpp_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
+def _llama_cpp_start(task: Task) -> tuple[Start, int, Kernels | None]:
     from kimi_deploy.bench.llama_cpp import open_model
 
     model = open_model(Path(task.folder), task.threads, task.prompt + task.steps + 1)
@@ -123,7 +123,7 @@ def _llama_cpp_start(task: Task) -> tuple[Start, int, tuple[str, ...]]:
         model._ctx.kv_cache_clear()
         return step
 
-    return start, int(model.n_vocab()), ()
+    return start, int(model.n_vocab()), None
 
 
 _STARTS = {"transformers": _transformers_start, "llama.cpp": _llama_cpp_start}
@@ -151,7 +151,7 @@ def measure(task: Task) -> Measurement:
             decode += [logits for logits, _ in times[1:]]
             token += [chosen for _, chosen in times[1:]]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measurement(prefill, decode, first, token, load, peak, list(kernels))
+    return Measurement(prefill, decode, first, token, load, peak, kernels.to_dict() if kernels else None)
 
 
 def _timed(step: Step, ids: np.ndarray) -> tuple[float, float]:

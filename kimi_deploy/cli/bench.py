@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from kimi_deploy.bench.report import Report, Spread
 
 PHASES = ("prefill", "decode")
-CURVE_LENGTHS = (128, 1024, 2048, 4096, 8192)
 
 
 class DefaultGroup(click.Group):
@@ -187,16 +185,27 @@ def model_command(
             check_writable(option, file)
     if plot is not None:
         require_packages("matplotlib")
+    if (long_context is not None or curve) and set(backends) - {"ort"}:
+        raise UsageError(
+            "--long-context and --curve run ONNX Runtime alone",
+            seen=f"--backend {', '.join(backends)}",
+            fix="leave it out",
+        )
     if long_context is not None:
-        measured = partial(_stream, export, long_context, decode_steps, threads, kernels, chunk, checkpoint)
-        _long_context(measured, plot, output, as_json)
+        from kimi_deploy.cli.bench_context import run_long_context
+
+        numbers = (long_context, decode_steps, threads, kernels, chunk)
+        if not run_long_context(export, *numbers, checkpoint, plot, output, as_json):
+            click.get_current_context().exit(1)
         return
     if checkpoint is not None:
         raise UsageError("--checkpoint is of --long-context", fix="add --long-context N")
     if plot is not None and (curve or profile is not None):
         raise UsageError("--curve and --profile draw no --plot", fix="leave --plot out")
     if curve:
-        _curve(export, decode_steps, threads, kernels, as_json)
+        from kimi_deploy.cli.bench_context import run_curve
+
+        run_curve(export, decode_steps, threads, kernels, as_json)
         return
     if profile is not None:
         from kimi_deploy.cli.bench_profile import run_profile
@@ -204,6 +213,7 @@ def model_command(
         run_profile(model, export, engine, backends, profile, prompt_tokens, decode_steps, threads, kernels, as_json)
         return
     from kimi_deploy.bench.floors import model_work
+    from kimi_deploy.bench.requirements import ORT, check_packages, resolve_kernels
     from kimi_deploy.bench.run import run_bench
     from kimi_deploy.bench.worker import Task
     from kimi_deploy.manifest import Manifest, write_text
@@ -215,22 +225,23 @@ def model_command(
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
     manifest.verify(export, hashes=False)
-    if set(chosen) - {"ort", "ort-bodies", "trt"}:
+    if set(chosen) - {*ORT, "trt"}:
         from kimi_deploy.checkpoint import Checkpoint
+        from kimi_deploy.validate.folders import check_source
 
         # a worker would find out only after the others have run, and of another model not at all
-        fingerprint = Checkpoint.open(model).fingerprint()
-        if manifest.source["checkpoint"] != fingerprint:
-            raise UsageError(
-                "EXPORT was made from another checkpoint than MODEL",
-                seen=f"{export}: {manifest.source['name']}, {manifest.source['checkpoint']}",
-                expected=f"{model}: {fingerprint}",
-                fix="give the checkpoint it was exported from, or export again",
-            )
+        check_source(manifest, export, model, Checkpoint.open(model).fingerprint())
     if ("llama.cpp" in chosen) != (llama_cpp is not None):
         raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
     if llama_cpp is not None and max(batches) > 1:
         raise UsageError("llama.cpp is measured with one sequence", seen=f"--batch {max(batches)}", fix="leave one out")
+    if llama_cpp is not None:
+        from kimi_deploy.bench.llama_cpp import check_source_folder
+
+        check_source_folder(llama_cpp)
+    check_packages(chosen)
+    kernels = resolve_kernels(kernels, chosen, export)
+    trt = _engine(engine, export, "trt" in chosen)
     with tempfile.TemporaryDirectory() as temporary:
         gguf = Path(temporary) / f"{gguf_type}.gguf"
         if llama_cpp is not None:
@@ -240,12 +251,7 @@ def model_command(
             require_packages("llama_cpp")
             with progress("converting to GGUF"):
                 convert(model, llama_cpp, gguf, gguf_type)
-        folders = {
-            "ort": export,
-            "ort-bodies": export,
-            "trt": _engine(engine, export, "trt" in chosen),
-            "llama.cpp": gguf,
-        }
+        folders = {"ort": export, "ort-bodies": export, "trt": trt, "llama.cpp": gguf}
         tasks = [
             Task(name, str(folders.get(name, model)), context, decode_steps, repeats, threads, batch, kernels)
             for batch in batches
@@ -279,60 +285,10 @@ def _engine(folder: Path | None, export: Path, wanted: bool) -> Path | None:
     return folder
 
 
-def _curve(export: Path, steps: int, threads: int, kernels: str, as_json: bool) -> None:
-    from kimi_deploy.bench.curve import decode_curve
-
-    with progress("measuring", 2 * len(CURVE_LENGTHS), unit="points") as advance:
-        points = decode_curve(export, CURVE_LENGTHS, steps, threads, advance, kernels)
-    if as_json:
-        print_json([p.to_dict() for p in points])
-        return
-    rows = [(f"{p.cached:,}", f"{p.capacity:,}", f"{p.median * 1e3:.2f}", f"{p.fastest * 1e3:.2f}") for p in points]
-    print_table(("cached tokens", "capacity", "median (ms)", "fastest (ms)"), rows)
-
-
-def _stream(
-    export: Path, tokens: int, steps: int, threads: int, kernels: str, chunk: int, checkpoint: Path | None
-) -> dict[str, Any]:
-    from kimi_deploy.bench.long_context import stream
-
-    with progress("streaming", tokens, unit="tokens") as advance:
-        return stream(export, tokens, steps, threads, advance, chunk, checkpoint, kernels)
-
-
-def _long_context(measure: Callable[[], dict[str, Any]], plot: Path | None, output: Path | None, as_json: bool) -> None:
-    from kimi_deploy.bench import long_context
-    from kimi_deploy.manifest import write_text
-
-    report = measure()
-    if plot is not None:
-        long_context.plot(report, plot)
-    if output is not None:
-        write_text(output, json.dumps(report, indent=2) + "\n")
-    if as_json:
-        print_json(report)
-        return
-    rows = [
-        (
-            f"{p['context']:,}",
-            f"{p['prefill_seconds'] * 1e3:.3f}",
-            f"{p['decode_seconds'] * 1e3:.2f}",
-            f"{p['kda_bytes']:,}",
-            f"{p['latent_bytes']:,}",
-            f"{p['peak_process_bytes'] / 1e6:.0f}",
-        )
-        for p in report["points"]
-    ]
-    headers = ("cached tokens", "prefill (ms/token)", "decode (ms)", "KDA state (B)", "latent cache (B)", "peak (MB)")
-    print_table(headers, rows)
-    seen = report["chunked_against_whole"]
-    click.echo(
-        f"prefill of {seen['tokens']:,} tokens in chunks against one call: logits {seen['logits_peak']:.1e}, states "
-        f"{seen['state_peak']:.1e} ({seen['worst_state']}) of the largest magnitude"
-    )
-
-
 def _print_report(report: Report) -> None:
+    from kimi_deploy.bench.requirements import ORT
+    from kimi_deploy.runtime.base import ops_run_as
+
     rows = [
         (
             f"{point.batch} x {point.context:,}",
@@ -366,6 +322,9 @@ def _print_report(report: Report) -> None:
     )
     print_table(headers, rows)
     export, rates, point = report.export, report.rates, report.points[0]
+    for name, result in point.results.items():
+        if name in ORT:
+            click.echo(f"{name}: {ops_run_as(result.kernels.model_dump() if result.kernels else None)}")
     click.echo(
         "batch: sequences x prompt tokens; TTFT, TPOT: time to first token, per output token; median (10th, 90th "
         f"percentile); {export['name']}, exported in "

@@ -34,6 +34,12 @@ def run_profile(
             fix="give one of them",
         )
     backend = backends[0] if backends else "ort"
+    if backend != "ort" and kernels not in ("auto", "none"):
+        raise UsageError(
+            "kernels of a library run on ONNX Runtime alone",
+            seen=f"--kernels {kernels}, --backend {backend}",
+            fix="leave --kernels out",
+        )
     if (backend == "trt") != (engine is not None):
         raise UsageError("--backend trt and --engine go together", fix="give both, or neither")
     if engine is not None:
@@ -76,6 +82,8 @@ def _check_engine(model: Path, export: Path, engine: Path) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
+    from kimi_deploy.runtime.base import ops_run_as
+
     for phase, result in report["phases"].items():
         total = result["kernel_seconds"]
         click.echo(f"{phase}: {result['seconds'] * 1e3:.2f} ms a call, of which {total * 1e3:.2f} ms in kernels")
@@ -85,6 +93,8 @@ def _print(report: dict[str, Any]) -> None:
             for name, entry in list(result[kind].items())[: 12 if kind == "operators" else None]
         ]
         print_table(("operator or layer", "ms", "share", "kernels"), rows)
+    if "kernels" in report:
+        click.echo(f"ort: {ops_run_as(report['kernels'])}")
     if "host_glue_seconds" in report:
         glue = {name: seconds * 1e6 for name, seconds in report["host_glue_seconds"].items()}
         click.echo("host glue of a decode step: {median:.0f} us ({p10:.0f}, {p90:.0f})".format(**glue))

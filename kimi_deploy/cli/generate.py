@@ -78,7 +78,8 @@ def generate_command(folder: Path, **options: Any) -> None:
     _check(options)
     prompts = _prompts(options)
 
-    from kimi_deploy.runtime.open import check_folder, open_runner
+    from kimi_deploy.runtime.base import kernels_to_dict, ops_run_as
+    from kimi_deploy.runtime.open import check_folder, find_backend, open_runner
     from kimi_deploy.runtime.text_generation import TextGenerator
 
     check_folder(folder, options["backend"])
@@ -127,7 +128,7 @@ def generate_command(folder: Path, **options: Any) -> None:
                     for p, c in zip(prompts, completions, strict=True)
                 ],
                 "statistics": _statistics(result),
-                "kernels": list(runner.kernels),
+                "kernels": kernels_to_dict(runner.kernels),
             }
         )
     elif streams:
@@ -135,7 +136,8 @@ def generate_command(folder: Path, **options: Any) -> None:
     else:
         for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
             click.echo(f"[{number}] {prompt}\n{completion.text}\n")
-    say(_summary(result))
+    how = f"; {ops_run_as(runner.kernels)}" if find_backend(folder) == "ort" else ""
+    say(_summary(result) + how)
 
 
 def _check(options: dict[str, Any]) -> None:

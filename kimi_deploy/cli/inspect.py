@@ -80,7 +80,10 @@ def _abi(manifest: dict[str, Any]) -> str:
 
 
 def _accuracy(reports: list[dict[str, str]]) -> str:
-    words = [f"{r['backend'] or r['name']}: {r['standing']}" + f" ({r['detail']})" * bool(r["detail"]) for r in reports]
+    words = []
+    for r in reports:
+        notes = "; ".join(text for text in (r["detail"], r["measured_with"]) if text)
+        words.append(f"{r['backend'] or r['name']}: {r['standing']}" + (f" ({notes})" if notes else ""))
     return ", ".join(words) or "no report (kimi-deploy validate writes one)"
 
 

@@ -95,6 +95,14 @@ def validate_command(
         raise UsageError("MODEL and EXPORT are both needed", fix="kimi-deploy validate MODEL EXPORT")
     if faults and not self_test:
         raise UsageError("--fault is of --self-test", fix="add --self-test")
+    # all that needs no torch: its import takes seconds
+    _check_names(checks)
+    if model is not None and export is not None:
+        from kimi_deploy.validate.folders import check_folders
+
+        check_folders(model, export)
+    if html is not None:
+        check_writable("--html", html)
     if self_test:
         passed = _self_test(model, export, sizes["threads"], sizes["backend"], faults, as_json)
     elif layer_by_layer:
@@ -114,14 +122,19 @@ def validate_command(
         ctx.exit(1)
 
 
-def _settings(checks: tuple[str, ...], prompt: int | None, layer: int | None, sizes: dict[str, Any]) -> Settings:
+def _check_names(checks: tuple[str, ...]) -> None:
     from kimi_deploy.errors import UsageError
-    from kimi_deploy.validate.run import Settings
-    from kimi_deploy.validate.selection import CHECKS, Selection
+    from kimi_deploy.validate.selection import CHECKS
 
     unknown = [c for c in checks if c not in CHECKS]
     if unknown:
         raise UsageError("there is no such check", seen=unknown[0], expected=f"--only with one of {', '.join(CHECKS)}")
+
+
+def _settings(checks: tuple[str, ...], prompt: int | None, layer: int | None, sizes: dict[str, Any]) -> Settings:
+    from kimi_deploy.validate.run import Settings
+    from kimi_deploy.validate.selection import CHECKS, Selection
+
     return Settings(**sizes, selection=Selection(checks or CHECKS, prompt, layer))
 
 
@@ -131,8 +144,6 @@ def _validate(model: Path, export: Path, settings: Settings, html: Path | None, 
     from kimi_deploy.validate.report import plain
     from kimi_deploy.validate.run import validate_export
 
-    if html is not None:
-        check_writable("--html", html)
     report = validate_export(model, export, settings, progress)
     if html is not None:
         from kimi_deploy.validate.html import page
@@ -176,6 +187,8 @@ def _validate_layers(model: Path, export: Path, threads: int | None, as_json: bo
 
 
 def _print_report(report: Report) -> None:
+    from kimi_deploy.runtime.base import ops_run_as
+
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
@@ -212,6 +225,8 @@ def _print_report(report: Report) -> None:
         click.echo(
             f"PyTorch's own noise {what}: logits rms {noise:.1e}; the export's is {max(prefill) / noise:.3g} times that"
         )
+    if report.facts["body"] is not None:
+        click.echo(f"measured with {report.facts['runtime']}, {ops_run_as(report.facts['kernels'])}")
     click.echo(f"{report.backend} against PyTorch: {'pass' if report.passed else 'FAIL'}")
     if report.failure is not None:
         row = report.failure.row

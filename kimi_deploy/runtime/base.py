@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,14 +35,42 @@ class Call(NamedTuple):
     logits_indices: np.ndarray
 
 
+class Kernels(NamedTuple):
+    """Which of this package's kernels run: `ops`, the sha256 of the `library` file that has them, and for which
+    `instruction_set` they were compiled.
+    """
+
+    ops: tuple[str, ...]
+    library: str
+    instruction_set: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._asdict() | {"ops": list(self.ops)}
+
+    def __str__(self) -> str:
+        return f"kernels of library {self.library[:16]} ({self.instruction_set})"
+
+
+def kernels_to_dict(kernels: Kernels | None) -> dict[str, Any] | None:
+    """For a report: null where function bodies ran, or where there is nothing to choose."""
+    return None if kernels is None else kernels.to_dict()
+
+
+def ops_run_as(kernels: Kernels | dict[str, Any] | None) -> str:
+    """In words, what ran this package's ops in ONNX Runtime; also of what a report says."""
+    if kernels is None:
+        return "function bodies"
+    return str(Kernels(**kernels) if isinstance(kernels, dict) else kernels)
+
+
 class Runner(ABC):
     """A loaded model. `contract` is its graph's interface, `fingerprint` names the checkpoint it came from, `kernels`
-    the ops that run as this package's own kernels in a runtime that could also do without.
+    what runs as this package's own kernels in a runtime that could also do without; None where it does without.
     """
 
     contract: GraphContract
     fingerprint: str
-    kernels: tuple[str, ...] = ()
+    kernels: Kernels | None = None
 
     @property
     def largest_state(self) -> tuple[int | None, int | None]:

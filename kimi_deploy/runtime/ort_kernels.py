@@ -16,8 +16,10 @@ from google.protobuf.message import DecodeError
 
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError
+from kimi_deploy.manifest import sha256
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.ops.spec import DOMAIN
+from kimi_deploy.runtime.base import Kernels
 
 FILE = "libkimi_ort.so"
 MAKE = "make cpu-kernels"
@@ -29,10 +31,10 @@ def default_path() -> Path:
 
 
 class OrtKernels:
-    """A loaded library. `abis` is the ABI hash by op."""
+    """A loaded library. `sha256` is that of its file, `abis` the ABI hash by op."""
 
     def __init__(self, path: Path, library: ctypes.CDLL) -> None:
-        self.path = path
+        self.path, self.sha256 = path, sha256(path)
         self.abis = {
             library.kimi_ort_name(i).decode(): library.kimi_ort_abi(i).decode() for i in range(library.kimi_ort_count())
         }
@@ -66,18 +68,19 @@ class OrtKernels:
         """Use a lesser instruction set in this process from now on; False if this machine does not have that one."""
         return bool(self._library.kimi_ort_choose_instruction_set(instruction_set.encode()))
 
-    def covers(self, graph: bytes) -> tuple[str, ...]:
-        """The ops of a serialised model that its kernels run: those of the library, in a float32 graph."""
+    def covers(self, graph: bytes) -> Kernels | None:
+        """Its kernels for the ops of a serialised model: those of the library, in a float32 graph; None for no op."""
         try:
             model = onnx.load_from_string(graph)
         except DecodeError:
             # ONNX Runtime refuses it too, and says what is wrong
-            return ()
+            return None
         metadata = {p.key: p.value for p in model.metadata_props}
         if METADATA_KEY not in metadata or GraphContract.from_json(metadata[METADATA_KEY]).dtype != "float32":
-            return ()
+            return None
         used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-        return tuple(sorted(used & self.abis.keys()))
+        ops = tuple(sorted(used & self.abis.keys()))
+        return Kernels(ops, self.sha256, self.instruction_set) if ops else None
 
     def register(self, options: ort.SessionOptions) -> None:
         """Let the sessions that are made with `options` have the kernels.

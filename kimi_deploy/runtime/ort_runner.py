@@ -36,7 +36,7 @@ class OrtRunner(Runner):
         With `profile` ONNX Runtime records its kernels, for a file whose name begins so: see `end_profiling`. `graph`
         is a serialised model to run on that export's weights in the place of its own. `kernels` is the library whose
         kernels run our ops on the CPU: "auto" the one that `make cpu-kernels` built, if it did, "none", or a path; what
-        it does not cover is run by function bodies. `self.kernels` says which ops it runs.
+        it does not cover is run by function bodies. `self.kernels` says what it runs.
         Raises UsageError for a library's path with another provider than the CPU, ManifestError or ContractError when
         the folder is not a whole export of this version, and BackendError when ONNX Runtime cannot run it or the
         library cannot be used.
@@ -60,7 +60,7 @@ class OrtRunner(Runner):
                 _check_runs_on_cuda(manifest)
             model, self.fingerprint = path / MODEL_NAME, str(manifest.source["checkpoint"])
         library = OrtKernels.find(kernels) if provider == "cpu" else None
-        self.kernels = () if library is None else library.covers(model.read_bytes() if graph is None else graph)
+        self.kernels = None if library is None else library.covers(model.read_bytes() if graph is None else graph)
         library = library if self.kernels else None
         self._session = open_session(model, provider, threads, device_id, profile, graph, library)
         self.contract = read_contract(self._session)

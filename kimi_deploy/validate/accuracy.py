@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest, sha256, write_text
-from kimi_deploy.validate.report import plain
+from kimi_deploy.runtime.base import ops_run_as
+from kimi_deploy.validate.report import REPORT_VERSION, plain
 
 Standing = Literal["pass", "fail", "stale"]
 
@@ -17,16 +18,18 @@ Standing = Literal["pass", "fail", "stale"]
 class Accuracy:
     """What one attached report says: of which backend, and whether it passed, failed, or is of other files.
 
-    `detail` says why a report is stale, and is empty otherwise.
+    `measured_with` names the runtime and, of ONNX Runtime, what ran this package's ops. `detail` says why a report is
+    stale, and is empty otherwise.
     """
 
     name: str
     backend: str
     standing: Standing
+    measured_with: str = ""
     detail: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        return {"name": self.name, "backend": self.backend, "standing": self.standing, "detail": self.detail}
+        return asdict(self)
 
 
 def report_name(backend: str) -> str:
@@ -55,10 +58,16 @@ def read_accuracy(folder: Path, manifest: Manifest, *, whole: bool) -> list[Accu
 
 def _read(path: Path, digest: str, manifest: Manifest, whole: bool) -> Accuracy:
     if not path.is_file():
-        return Accuracy(path.name, "", "stale", "the report is missing")
+        return Accuracy(path.name, "", "stale", detail="the report is missing")
     if sha256(path) != digest:
-        return Accuracy(path.name, "", "stale", "the report is not the one that was attached")
+        return Accuracy(path.name, "", "stale", detail="the report is not the one that was attached")
     report = json.loads(path.read_text(encoding="utf-8"))
+    backend, version = report["backend"], report["report_version"]
+    if version != REPORT_VERSION:
+        detail = f"the report is of version {version}, not {REPORT_VERSION}"
+        return Accuracy(path.name, backend, "stale", detail=detail)
+    with_ops = f", {ops_run_as(report['kernels'])}" if manifest.kind == "onnx" else ""
+    measured_with = f"{report['runtime']}{with_ops}"
     if not whole or report["artefact"] != manifest.artefact_hash():
-        return Accuracy(path.name, report["backend"], "stale", "the artefact has changed since")
-    return Accuracy(path.name, report["backend"], "pass" if report["passed"] else "fail")
+        return Accuracy(path.name, backend, "stale", measured_with, "the artefact has changed since")
+    return Accuracy(path.name, backend, "pass" if report["passed"] else "fail", measured_with)

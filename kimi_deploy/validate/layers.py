@@ -23,7 +23,7 @@ from torch import nn
 from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import INPUT_IDS, LOGITS, LOGITS_INDICES, PAST_LENGTHS, SEQUENCE_LENGTHS, GraphContract
-from kimi_deploy.errors import UsageError, ValidationError
+from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.model.layers import DecoderLayer, MixtureOfExperts, RMSNorm
 from kimi_deploy.model.quantized import QuantizedMixtureOfExperts, rounding
@@ -32,6 +32,7 @@ from kimi_deploy.quantization.scheme import Scheme, recorded_scheme
 from kimi_deploy.quantization.selection import EMBEDDINGS, HEAD, quantized_parameters
 from kimi_deploy.runtime.storage import NUMPY_DTYPES
 from kimi_deploy.validate.compare import Difference, compare
+from kimi_deploy.validate.folders import check_source
 from kimi_deploy.validate.tolerances import Tolerance, tolerance
 
 Progress = Callable[..., AbstractContextManager[Callable[[int], None]]]
@@ -58,15 +59,14 @@ def validate_layers(
     """Compare every layer of `export` with the checkpoint `model`: a prefill of `tokens` random ids, then one step.
 
     A quantised export is compared with its own levels made float, inputs rounded as its kernels round them. Raises
-    UsageError for an export that ONNX Runtime's CPU provider cannot run, ManifestError for a damaged one, and
-    ValidationError for one that was made from another checkpoint.
+    UsageError for an export that ONNX Runtime's CPU provider cannot run or that was made from another checkpoint, and
+    ManifestError for a damaged one.
     """
     checkpoint, manifest = Checkpoint.open(model), Manifest.read(export)
     manifest.check_kind("onnx")
     manifest.check_op_abi()
     manifest.verify(export, hashes=False)
-    if manifest.source["checkpoint"] != checkpoint.fingerprint():
-        raise ValidationError("the export was made from another checkpoint", seen=str(manifest.source["checkpoint"]))
+    check_source(manifest, export, model, checkpoint.fingerprint())
     dtype = manifest.details["dtype"]
     if dtype != "float32":
         raise UsageError(

@@ -11,7 +11,8 @@ from kimi_deploy.validate.compare import Difference
 from kimi_deploy.validate.logits import LogitsDifference
 from kimi_deploy.validate.tolerances import Tolerance
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+"""Goes up when a key changes its meaning or is gone; a key more is no new version."""
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnxruntime
+
 from kimi_deploy import __version__
 from kimi_deploy.checkpoint import Checkpoint
-from kimi_deploy.errors import UsageError, ValidationError
-from kimi_deploy.manifest import MANIFEST_NAME, Manifest
+from kimi_deploy.errors import UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.quantization.scheme import recorded_scheme
+from kimi_deploy.runtime.base import kernels_to_dict
 from kimi_deploy.runtime.open import find_backend, open_runner
 from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
 from kimi_deploy.validate import quantized
 from kimi_deploy.validate.checks import PADDED
 from kimi_deploy.validate.diagnosis import where_to_look
+from kimi_deploy.validate.exact_graph import exact_runner
+from kimi_deploy.validate.folders import check_folders, check_source
 from kimi_deploy.validate.parity import Parity
 from kimi_deploy.validate.prompts import LONG, Prompt, longest, own_prompts, passages, shipped_prompts
 from kimi_deploy.validate.report import Failure, Report
@@ -82,42 +87,40 @@ class Settings:
 def validate_export(model: Path, export: Path, settings: Settings, progress: Progress) -> Report:
     """The checks of `settings` on `export`, or an engine, against the float32 PyTorch model of the checkpoint `model`.
 
-    Raises UsageError when a folder is not of its kind, or a text or a selection cannot be used, ManifestError when the
-    export's files are not what its manifest says, and ValidationError when it was made from another checkpoint.
+    Raises UsageError when a folder is not of its kind, the export was made from another checkpoint, or a text or a
+    selection cannot be used, and ManifestError when the export's files are not what its manifest says.
     """
-    _check_folders(model, export)
+    check_folders(model, export)
     manifest = Manifest.read(export)
     find_backend(export, settings.backend)
     manifest.check_op_abi()
-    tokenizer = _tokenizer(model)
-    own = _own_prompts(settings, tokenizer, model)
-    manifest.verify(export)
     checkpoint = Checkpoint.open(model)
     fingerprint = checkpoint.fingerprint()
-    if manifest.source["checkpoint"] != fingerprint:
-        raise ValidationError(
-            "the export was made from another checkpoint",
-            seen=manifest.source["checkpoint"],
-            expected=fingerprint,
-            fix="give the checkpoint it was exported from, or export again",
-        )
+    check_source(manifest, export, model, fingerprint)
+    tokenizer = _tokenizer(model)
+    own = _own_prompts(settings, tokenizer, model)
     dtype = manifest.details["dtype"]
     shipped = shipped_prompts(tokenizer, checkpoint.config.vocab_size, settings.max_tokens, settings.long_tokens)
     prompts = shipped + own
     _check_selection(settings.selection, prompts, checkpoint.config.num_hidden_layers)
+    manifest.verify(export)
     candidate = open_runner(export, provider=settings.provider, threads=settings.threads, kernels=settings.kernels)
     settings = settings.within(candidate.largest_state[1])
     shipped = [Prompt(p.name, p.ids[: settings.longest(p)]) for p in shipped]
     own = [Prompt(p.name, p.ids[: settings.max_tokens]) for p in own]
     prompts = shipped + own
     where = f"{settings.provider}, our kernels" if candidate.kernels else settings.provider
-    runtime = f"ONNX Runtime ({where})" if manifest.kind == "onnx" else str(manifest.details["backend"])
+    if manifest.kind == "onnx":
+        backend, runtime = f"ONNX Runtime ({where})", f"onnxruntime {onnxruntime.__version__}"
+    else:
+        backend = str(manifest.details["backend"])
+        runtime = f"{backend} {manifest.details['backend_version']}"
     scheme = recorded_scheme(manifest.details)
     parity = Parity(
         TorchRunner(model) if scheme is None else quantized.quantized_runner(model, export, quantized.exact(scheme)),
         candidate
         if scheme is None or scheme.activations == "float32"
-        else quantized.exact_runner(export, manifest, settings.provider, settings.threads, settings.kernels),
+        else exact_runner(export, manifest, settings.provider, settings.threads, settings.kernels),
         tolerance(f"graph_{dtype}"),
         greedy_tokens=settings.greedy_tokens,
         exact_greedy=dtype == "float32",
@@ -126,7 +129,7 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     with progress("comparing", parity.steps(prompts), unit="checks") as advance:
         report = parity.run(
             prompts,
-            runtime,
+            backend,
             advance,
             greedy_prompt=longest([p for p in shipped if p.name.startswith("corpus")]),
             selection=settings.selection,
@@ -149,7 +152,8 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
         "name": manifest.source.get("name"),
         "dtype": dtype,
         "body": manifest.details.get("body"),
-        "kernels": list(candidate.kernels),
+        "runtime": runtime,
+        "kernels": kernels_to_dict(candidate.kernels),
         "whole": settings.selection.whole,
         "prompts": [{"name": p.name, "tokens": len(p.ids)} for p in prompts],
         "greedy_tokens": settings.greedy_tokens,
@@ -166,30 +170,6 @@ def _check_selection(selection: Selection, prompts: list[Prompt], layers: int) -
     for option, value, count in (("prompt-index", selection.prompt, len(prompts)), ("layer", selection.layer, layers)):
         if value is not None and not 0 <= value < count:
             raise UsageError(f"--{option} is out of range", seen=str(value), expected=f"0 to {count - 1}")
-
-
-def _check_folders(model: Path, export: Path) -> None:
-    """Raise UsageError when the folders are swapped, or both are exports or both checkpoints."""
-    model_is_export, export_is_export = ((f / MANIFEST_NAME).is_file() for f in (model, export))
-    if model_is_export and not export_is_export:
-        raise UsageError(
-            "MODEL is an export and EXPORT is not: the arguments are swapped",
-            seen=f"{MANIFEST_NAME} in {model}, none in {export}",
-            fix=f"kimi-deploy validate {export} {model}",
-        )
-    if model_is_export:
-        raise UsageError(
-            "MODEL is an export, not a checkpoint",
-            seen=f"{MANIFEST_NAME} in {model}",
-            expected="the checkpoint that EXPORT was made from",
-        )
-    if not export_is_export and (export / "config.json").is_file():
-        raise UsageError(
-            "EXPORT is a checkpoint, not an export",
-            seen=f"config.json and no {MANIFEST_NAME} in {export}",
-            expected="a folder written by `kimi-deploy export`",
-            fix=f"run `kimi-deploy export {export} -o DIR` and give DIR",
-        )
 
 
 def _own_prompts(settings: Settings, tokenizer: Tokenizer | None, model: Path) -> list[Prompt]:

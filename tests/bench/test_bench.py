@@ -1,6 +1,7 @@
 """bench measures what it says, in processes of their own, and says when a runtime cannot be measured."""
 
 import ctypes
+import importlib.util
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from kimi_deploy.bench.worker import Task
 from kimi_deploy.cli.main import cli
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.errors import BackendError, UsageError
+from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.weights import weight_table
 
 
@@ -29,7 +31,7 @@ def test_every_runtime_is_measured_at_every_point_and_compared_with_the_first(
     # the machine's rates are measured in the test of the command
     monkeypatch.setattr("kimi_deploy.bench.run._rates", lambda threads: Rates(3e10, 1e11))
     tasks = [
-        Task(name, str(folder), prompt=8, steps=3, repeats=2, threads=1, batch=batch)
+        Task(name, str(folder), prompt=8, steps=3, repeats=2, threads=1, batch=batch, kernels="none")
         for batch, name, folder in ((2, "ort", folders[1]), (2, "transformers", folders[0]), (1, "ort", folders[1]))
     ]
     calls: list[int] = []
@@ -64,7 +66,7 @@ def test_a_worker_that_fails_is_a_typed_error_with_its_reason(tmp_path: Path) ->
 
 
 def test_the_curve_measures_each_length_at_two_capacities(folders: tuple[Path, Path]) -> None:
-    points = decode_curve(folders[1], (4, 600), steps=2, threads=1)
+    points = decode_curve(OrtRunner(folders[1], threads=1), (4, 600), steps=2)
     assert [(p.cached, p.capacity) for p in points] == [(4, 6), (4, 2408), (600, 602), (600, 2408)]
     assert all(0 < p.fastest <= p.median for p in points)
 
@@ -72,7 +74,7 @@ def test_the_curve_measures_each_length_at_two_capacities(folders: tuple[Path, P
 def test_the_command_sweeps_saves_and_draws(folders: tuple[Path, Path], tmp_path: Path) -> None:
     saved, picture = tmp_path / "report.json", tmp_path / "report.png"
     sweep = ["--context", "4,6", "--decode-steps", "2", "--rounds", "1", "--repeats", "1"]
-    arguments = ["--backend", "ort", *sweep, "--json", "-o", str(saved), "--plot", str(picture)]
+    arguments = ["--backend", "ort", "--kernels", "none", *sweep, "--json", "-o", str(saved), "--plot", str(picture)]
     done = subprocess.run(
         [sys.executable, "-m", "kimi_deploy", "bench", *map(str, folders), *arguments],
         capture_output=True,
@@ -135,10 +137,47 @@ def test_llama_cpp_needs_its_own_source_folder(folders: tuple[Path, Path], tmp_p
             CliRunner().invoke(cli, [*command, *more], catch_exceptions=False)
 
 
-def test_an_export_of_another_checkpoint_is_refused(folders: tuple[Path, Path]) -> None:
+def test_an_export_of_another_checkpoint_is_refused_with_both_names(folders: tuple[Path, Path]) -> None:
     demo = Path(__file__).parents[2] / "models" / "demo"
-    with pytest.raises(UsageError, match="another checkpoint"):
+    with pytest.raises(UsageError, match=r"another checkpoint(?s:.*)made from 'model'(?s:.*)expected: .*models/demo"):
         CliRunner().invoke(cli, ["bench", str(demo), str(folders[1]), "--backend", "torch"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("package", "backend"), [("transformers", "transformers"), ("llama_cpp", "llama.cpp"), ("torch", "torch")]
+)
+def test_a_package_that_is_missing_is_named_before_anything_is_measured(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, backend: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr("kimi_deploy.bench.run.run_bench", None)
+    (tmp_path / CONVERTER).touch()
+    more = ["--llama-cpp", str(tmp_path)] if backend == "llama.cpp" else []
+    with pytest.raises(BackendError, match=f"--backend {backend} cannot be measured(?s:.*){package} is not"):
+        CliRunner().invoke(
+            cli, ["bench", *map(str, folders), "--backend", "ort", "--backend", backend, *more], catch_exceptions=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backend", "torch", "--kernels", "lib.so"], "ONNX Runtime alone(?s:.*)lib.so, --backend torch"),
+        (["--backend", "torch", "--profile", "here", "--kernels", "lib.so"], "ONNX Runtime alone"),
+        (["--backend", "ort", "--backend", "ort-bodies"], "the same here(?s:.*)no library(?s:.*)make cpu-kernels"),
+        (["--backend", "ort", "--backend", "ort-bodies", "--kernels", "none"], "the same here"),
+        (["--backend", "ort", "--kernels", "lib.so"], "library of CPU kernels is not there"),
+        (["--backend", "torch", "--curve"], "run ONNX Runtime alone"),
+        (["--backend", "torch", "--long-context", "1024"], "run ONNX Runtime alone"),
+    ],
+)
+def test_kernels_that_nothing_would_run_or_that_change_nothing_are_refused(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.setattr("kimi_deploy.bench.run.run_bench", None)
+    with pytest.raises((UsageError, BackendError), match=message):
+        CliRunner().invoke(cli, ["bench", *map(str, folders), *words], catch_exceptions=False)
 
 
 def test_llama_cpp_takes_one_sequence(folders: tuple[Path, Path], tmp_path: Path) -> None:

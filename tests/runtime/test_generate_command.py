@@ -76,7 +76,7 @@ def test_the_newline_that_ends_standard_input_is_not_of_the_prompt(folder: Path)
 
 
 def test_a_reader_that_has_enough_ends_it_without_a_traceback(folder: Path) -> None:
-    command = [sys.executable, "-m", "kimi_deploy", "generate", str(folder), "--prompt", "Hello"]
+    command = [sys.executable, "-m", "kimi_deploy", "generate", str(folder), "--prompt", "Hello", "--kernels", "none"]
     process = subprocess.Popen([*command, "--max-new-tokens", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

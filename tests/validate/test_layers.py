@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kimi_deploy.cli.main import cli
-from kimi_deploy.errors import UsageError, ValidationError
+from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.quantization.scheme import parse_scheme
 from kimi_deploy.validate.layers import LayerRow, validate_layers
@@ -100,7 +100,7 @@ def test_another_checkpoint_and_another_dtype_are_refused(
     model: Path, exported: Callable[[str | None], Path], tmp_path: Path
 ) -> None:
     other = write_model(tmp_path / "other", config("KKM", **WIDE), seed=3)
-    with pytest.raises(ValidationError, match="another checkpoint"):
+    with pytest.raises(UsageError, match="another checkpoint"):
         layers(other, exported(None))
     folder = shutil.copytree(exported(None), tmp_path / "half")
     manifest = Manifest.read(folder)

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kimi_deploy.cli.main import cli
-from kimi_deploy.errors import ManifestError, UsageError, ValidationError
+from kimi_deploy.errors import ManifestError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.validate.faults.catalogue import FAULTS
 from kimi_deploy.validate.faults.graph import Graph
@@ -97,9 +97,9 @@ def test_files_that_changed_after_export_are_refused(model: Path, exported: Path
         validate(model, copy)
 
 
-def test_another_checkpoint_is_refused(exported: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_is_refused_with_both_names(exported: Path, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", config(layers="KKM", vocab_size=264), seed=1)
-    with pytest.raises(ValidationError, match="another checkpoint"):
+    with pytest.raises(UsageError, match=r"another checkpoint(?s:.*)made from 'model'(?s:.*)expected: .*/other"):
         validate(other, exported)
 
 
@@ -192,6 +192,8 @@ def test_the_command_exits_0_or_1_and_prints_json(model: Path, exported: Path, t
                 str(folder),
                 "--json",
                 "--no-attach",
+                "--kernels",
+                "none",
                 "--max-tokens",
                 "8",
                 "--long-tokens",

@@ -24,6 +24,7 @@ from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
 from kimi_deploy.validate.faults.engine import Engine, EngineFault, engine_faults
 from kimi_deploy.validate.faults.graph import Graph
+from kimi_deploy.validate.folders import check_source
 from kimi_deploy.validate.parity import Parity
 from kimi_deploy.validate.prompts import Prompt, shipped_prompts
 from kimi_deploy.validate.report import Report
@@ -95,8 +96,7 @@ def run_self_test(
         reference = TorchRunner(folder)
         # faults are planted in function bodies too, which kernels would take the place of
         control = OrtRunner(exported, threads=threads, kernels="none")
-        if control.fingerprint != reference.fingerprint:
-            raise UsageError("EXPORT was not made from MODEL", seen=control.fingerprint, expected=reference.fingerprint)
+        check_source(manifest, exported, folder, reference.fingerprint)
         bound = tolerance(f"graph_{dtype}")
         parity = Parity(reference, control, bound, greedy_tokens=GREEDY, exact_greedy=dtype == "float32")
         shipped = shipped_prompts(None, reference.contract.vocab_size, TOKENS, TOKENS)
