@@ -49,7 +49,9 @@ def _folder(name: str) -> Any:
 @click.option("--prompt-index", type=click.IntRange(0), help="Run on this prompt alone, counted from 0.")
 @click.option("--layer", type=click.IntRange(0), help="Compare the states of this layer alone.")
 @click.option(
-    "--backend", type=click.Choice(("ort", "trt")), help="ort for an export, trt for an engine; EXPORT decides without."
+    "--backend",
+    type=click.Choice(("ort", "trt", "torch")),
+    help="ort for an export, trt for an engine; EXPORT decides without. torch is of --self-test: the reference itself.",
 )
 @click.option(
     "--provider", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Of ONNX Runtime."
@@ -93,6 +95,8 @@ def validate_command(
 
     if (model is None) != (export is None) or (model is None and not self_test):
         raise UsageError("MODEL and EXPORT are both needed", fix="kimi-deploy validate MODEL EXPORT")
+    if sizes["backend"] == "torch" and not self_test:
+        raise UsageError("--backend torch is of --self-test: every export is compared with it", fix="leave it out")
     if faults and not self_test:
         raise UsageError("--fault is of --self-test", fix="add --self-test")
     # all that needs no torch: its import takes seconds

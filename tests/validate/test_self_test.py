@@ -8,14 +8,16 @@ from click.testing import CliRunner
 
 from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import UsageError
+from kimi_deploy.runtime.open import Backend
 from kimi_deploy.validate.faults import self_test
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
-from kimi_deploy.validate.faults.self_test import run_self_test
+from kimi_deploy.validate.faults.self_test import SELF_TESTED, TESTED_CHECKS, run_self_test
 from kimi_deploy.validate.selection import PARITY_CHECKS
 from tests.graph.conftest import no_progress
 
 # of each check a fault that it is the first to see
 OF_CHECK = {
+    "reference-forms": "wrong chunkwise decay",
     "prefill": "swapped state",
     "split-prefill": "ignored past",
     "decode-steps": "graph with old inputs",
@@ -53,23 +55,37 @@ def test_the_command_needs_no_model_and_reports_each_fault() -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["passed"] is True
-    names = {b: [f["fault"] for f in found["faults"] if f["backend"] == b] for b in ("ort", "trt")}
+    names = {b: [f["fault"] for f in found["faults"] if f["backend"] == b] for b in SELF_TESTED}
+    assert names["torch"] == ["wrong chunkwise decay"]
     assert names["ort"] == ["none", *(f.name for f in FAULTS)]
     # the same faults in the engine's graph, then those of its runner
     assert names["trt"][: len(FAULTS) + 1] == names["ort"]
     assert len(names["trt"]) == len(FAULTS) + 1 + 12
     # each check is the first to see something, so that none can be left out unnoticed
-    assert {f["check"] for f in found["faults"]} >= set(PARITY_CHECKS)
+    assert {f["check"] for f in found["faults"]} >= set(OF_CHECK) == {*PARITY_CHECKS, "reference-forms"}
 
 
-@pytest.mark.parametrize("check", PARITY_CHECKS)
+@pytest.mark.parametrize("check", OF_CHECK)
 def test_no_check_can_be_left_out(check: str, model: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it a fault that it is the first to see escapes, or is found somewhere else than where it is."""
-    monkeypatch.setattr(self_test, "PARITY_CHECKS", tuple(c for c in PARITY_CHECKS if c != check))
-    *_, outcome = run_self_test(model, exported, 1, no_progress, ("trt",), (OF_CHECK[check],))
+    monkeypatch.setattr(self_test, "TESTED_CHECKS", tuple(c for c in TESTED_CHECKS if c != check))
+    backend: Backend = "torch" if check == "reference-forms" else "trt"
+    *_, outcome = run_self_test(model, exported, 1, no_progress, (backend,), (OF_CHECK[check],))
     assert outcome.fault == OF_CHECK[check]
     assert not outcome.passed
-    assert outcome.check in ("", *PARITY_CHECKS[PARITY_CHECKS.index(check) + 1 :])
+    assert outcome.check in ("", *TESTED_CHECKS[TESTED_CHECKS.index(check) + 1 :])
+
+
+def test_only_pytorchs_own_noise_shows_logits_of_16_bits_that_are_a_hundredth_too_large(
+    tiny: Path, tiny_float16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check that no export in float32 needs."""
+    _, found = run_self_test(tiny, tiny_float16, 1, no_progress, ("ort",), ("scaled logits",))
+    assert found.passed
+    assert "times PyTorch's own noise, 4 allowed" in found.note
+    monkeypatch.setattr(self_test, "TESTED_CHECKS", tuple(c for c in TESTED_CHECKS if c != "reference-dtype"))
+    _, escaped = run_self_test(tiny, tiny_float16, 1, no_progress, ("ort",), ("scaled logits",))
+    assert (escaped.passed, escaped.note) == (False, "escaped")
 
 
 def test_a_fault_is_planted_again_alone(model: Path, exported: Path) -> None:

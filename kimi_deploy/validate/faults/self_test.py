@@ -24,15 +24,17 @@ from kimi_deploy.runtime.torch_runner import TorchRunner
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
 from kimi_deploy.validate.faults.engine import Engine, EngineFault, engine_faults
 from kimi_deploy.validate.faults.graph import Graph
+from kimi_deploy.validate.faults.reference import ReferenceFault, reference_faults
 from kimi_deploy.validate.folders import check_source
 from kimi_deploy.validate.parity import Parity
 from kimi_deploy.validate.prompts import Prompt, shipped_prompts
 from kimi_deploy.validate.report import Report
 from kimi_deploy.validate.run import Progress
-from kimi_deploy.validate.selection import PARITY_CHECKS, Selection
+from kimi_deploy.validate.selection import PARITY_CHECKS, REFERENCE_CHECKS, Selection
 from kimi_deploy.validate.tolerances import tolerance
 
-SELF_TESTED: tuple[Backend, ...] = ("ort", "trt")
+SELF_TESTED: tuple[Backend, ...] = ("torch", "ort", "trt")
+TESTED_CHECKS = (*REFERENCE_CHECKS, *PARITY_CHECKS)
 _ERROR = 3
 PROMPTS = ("corpus 3", "one token", "random tokens")
 # a few more than a chunk, so that a call can end with one
@@ -78,8 +80,8 @@ def run_self_test(
 ) -> tuple[Outcome, ...]:
     """A control and every fault, on `export` of `model` or, without them, on a small random model.
 
-    "ort" plants `FAULTS` in the export. "trt" plants them in the graph that `build-engine` makes of it, and
-    `engine_faults` in the engine's runner; ONNX Runtime takes TensorRT's place below that.
+    "torch" plants `reference_faults` in the reference, "ort" `FAULTS` in the export. "trt" plants them in the graph that
+    `build-engine` makes of it, and `engine_faults` in the engine's runner; ONNX Runtime takes TensorRT's place below.
 
     In a 16-bit export faults finer than its rounding are not planted; `only` names the faults to plant, all without.
     Raises UsageError where the export is not one of the model or has no fault of such a name, and ValidationError
@@ -98,7 +100,18 @@ def run_self_test(
         control = OrtRunner(exported, threads=threads, kernels="none")
         check_source(manifest, exported, folder, reference.fingerprint)
         bound = tolerance(f"graph_{dtype}")
-        parity = Parity(reference, control, bound, greedy_tokens=GREEDY, exact_greedy=dtype == "float32")
+        same_dtype = None if dtype == "float32" else TorchRunner(folder, dtype)
+
+        def compared_with() -> Parity:
+            return Parity(
+                reference,
+                control,
+                bound,
+                greedy_tokens=GREEDY,
+                exact_greedy=dtype == "float32",
+                same_dtype=same_dtype,
+            )
+
         shipped = shipped_prompts(None, reference.contract.vocab_size, TOKENS, TOKENS)
         prompts = [p for p in shipped if p.name in PROMPTS]
         faults = [f for f in FAULTS if dtype == "float32" or not f.fine]
@@ -106,11 +119,19 @@ def run_self_test(
         onnxruntime.set_default_logger_severity(_ERROR)
         engine = Engine(exported, reference.fingerprint) if "trt" in backends else None
         of_runner = engine_faults(engine) if engine else ()
+        of_reference = reference_faults(reference.contract) if "torch" in backends else ()
         if only:
-            _check_names(only, [*faults, *of_runner])
+            _check_names(only, [f.name for f in (*of_reference, *faults, *of_runner)])
+            of_reference = tuple(f for f in of_reference if f.name in only)
             faults = [f for f in faults if f.name in only]
             of_runner = tuple(f for f in of_runner if f.name in only)
-        trials = _Trials(parity, prompts, progress, len(backends) * (len(faults) + 1) + len(of_runner))
+        graphs = len({"ort", "trt"} & set(backends))
+        count = graphs * (len(faults) + 1) + len(of_runner) + len(of_reference)
+        trials = _Trials(compared_with(), prompts, progress, count)
+        for broken in of_reference:
+            with broken.plant():
+                # what the right reference gave is kept
+                _Trials(compared_with(), prompts, progress, count, trials.outcomes).reference_fault(broken, control)
         if "ort" in backends:
             trials.control("ort", control)
             for fault in faults:
@@ -128,11 +149,11 @@ def run_self_test(
         return tuple(trials.outcomes)
 
 
-def _check_names(only: Sequence[str], faults: Sequence[Fault | EngineFault]) -> None:
-    names = list(dict.fromkeys(f.name for f in faults))
+def _check_names(only: Sequence[str], names: Sequence[str]) -> None:
     for name in only:
         if name not in names:
-            raise UsageError("there is no such fault here", seen=name, expected=f"one of: {', '.join(names)}")
+            expected = f"one of: {', '.join(dict.fromkeys(names))}"
+            raise UsageError("there is no such fault here", seen=name, expected=expected)
 
 
 @contextmanager
@@ -151,9 +172,16 @@ def _subject(model: Path | None, export: Path | None, scratch: Path, progress: P
 class _Trials:
     """Runs the checks on one candidate after the other, saying which, and collects what became of each."""
 
-    def __init__(self, parity: Parity, prompts: list[Prompt], progress: Progress, count: int) -> None:
+    def __init__(
+        self,
+        parity: Parity,
+        prompts: list[Prompt],
+        progress: Progress,
+        count: int,
+        outcomes: list[Outcome] | None = None,
+    ) -> None:
         self._parity, self._prompts, self._progress, self._count = parity, prompts, progress, count
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = [] if outcomes is None else outcomes
 
     def control(self, backend: Backend, right: Runner) -> None:
         """A candidate without a fault, which must pass."""
@@ -169,6 +197,11 @@ class _Trials:
             planted = fault.plant(graph)
             graph.save(Path(scratch) / "fault")
             self._run(backend, fault.name, planted, opened(Path(scratch) / "fault"))
+
+    def reference_fault(self, fault: ReferenceFault, right: Runner) -> None:
+        """`fault`, which is planted already, in the reference of a candidate without one."""
+        with self._said("torch", fault.name):
+            self._run("torch", fault.name, fault.planted, right)
 
     def runner_fault(self, backend: Backend, fault: EngineFault, engine: Engine) -> None:
         """`fault` in what runs `engine`."""
@@ -193,8 +226,12 @@ class _Trials:
     def _failing(self, candidate: Runner) -> Report | None:
         """The report of the first check that fails; None when every one passes."""
         self._parity.candidate = candidate
-        for check in PARITY_CHECKS:
-            report = self._parity.run(self._prompts, "self-test", selection=Selection((check,)))
-            if not report.passed:
+        for check in TESTED_CHECKS:
+            # a prefill of 16 bits is judged by the noise that the check before it measures
+            checks = (
+                tuple(c for c in TESTED_CHECKS if c in ("reference-dtype", check)) if check == "prefill" else (check,)
+            )
+            report = self._parity.run(self._prompts, "self-test", selection=Selection(checks))
+            if report.rows and not report.passed:
                 return report
         return None
