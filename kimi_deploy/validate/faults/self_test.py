@@ -80,8 +80,8 @@ def run_self_test(
 ) -> tuple[Outcome, ...]:
     """A control and every fault, on `export` of `model` or, without them, on a small random model.
 
-    "torch" plants `reference_faults` in the reference, "ort" `FAULTS` in the export. "trt" plants them in the graph that
-    `build-engine` makes of it, and `engine_faults` in the engine's runner; ONNX Runtime takes TensorRT's place below.
+    "torch" plants `reference_faults` in the reference, "ort" `FAULTS` in the export. "trt" plants these in the graph
+    that `build-engine` makes of it, and `engine_faults` in the engine's runner, with ONNX Runtime in TensorRT's place.
 
     In a 16-bit export faults finer than its rounding are not planted; `only` names the faults to plant, all without.
     Raises UsageError where the export is not one of the model or has no fault of such a name, and ValidationError
@@ -121,7 +121,8 @@ def run_self_test(
         of_runner = engine_faults(engine) if engine else ()
         of_reference = reference_faults(reference.contract) if "torch" in backends else ()
         if only:
-            _check_names(only, [f.name for f in (*of_reference, *faults, *of_runner)])
+            names = [f.name for f in of_reference] + [f.name for f in faults] + [f.name for f in of_runner]
+            _check_names(only, names)
             of_reference = tuple(f for f in of_reference if f.name in only)
             faults = [f for f in faults if f.name in only]
             of_runner = tuple(f for f in of_runner if f.name in only)
