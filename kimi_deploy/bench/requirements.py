@@ -6,33 +6,24 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
-from kimi_deploy.errors import BackendError, UsageError, install_line
+from kimi_deploy.errors import BackendError, UsageError
+from kimi_deploy.optional_packages import INSTALL, require_packages
 from kimi_deploy.runtime.ort_kernels import MAKE, OrtKernels
 from kimi_deploy.runtime.ort_runner import MODEL_NAME
 
 ORT = ("ort", "ort-bodies")
-_PACKAGES = {
-    "torch": ("torch", install_line("torch")),
-    "transformers": ("transformers", "pip install 'transformers>=5.23'"),
-    "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
-}
+_PACKAGES = {"torch": ("torch",), "transformers": ("torch", "transformers"), "llama.cpp": ("llama_cpp",)}
 
 
 def check_packages(backends: Collection[str]) -> None:
-    """Raise BackendError for a runtime whose package is not installed, or is too old for Kimi Linear."""
-    for backend in backends:
-        package, fix = _PACKAGES.get(backend, ("", ""))
-        if not package:
-            continue
-        found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:
-            raise BackendError(
-                f"--backend {backend} cannot be measured", seen=f"the package {package} is not installed", fix=fix
-            )
-        if backend == "transformers" and not (Path(found.origin).parent / "models" / "kimi_linear").is_dir():
-            raise BackendError(
-                "--backend transformers cannot be measured", seen="this transformers has no Kimi Linear", fix=fix
-            )
+    """Raise BackendError when a package is not installed, or is a transformers from before Kimi Linear."""
+    require_packages(*dict.fromkeys(module for name in backends for module in _PACKAGES.get(name, ())))
+    if "transformers" in backends:
+        found = importlib.util.find_spec("transformers")
+        assert found is not None
+        assert found.origin is not None
+        if not (Path(found.origin).parent / "models" / "kimi_linear").is_dir():
+            raise BackendError("this transformers has no Kimi Linear", seen=found.origin, fix=INSTALL["transformers"])
 
 
 def resolve_kernels(kernels: str, backends: Collection[str], export: Path) -> str:

@@ -220,8 +220,6 @@ def model_command(
 
     # a runtime given twice is measured once
     chosen = tuple(dict.fromkeys(backends)) or ("ort", "torch")
-    needed = {"torch": ["torch"], "transformers": ["torch", "transformers"]}
-    require_packages(*dict.fromkeys(module for name in chosen for module in needed.get(name, [])))
     manifest = Manifest.read(export)
     manifest.check_kind("onnx")
     manifest.verify(export, hashes=False)

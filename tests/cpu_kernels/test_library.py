@@ -13,6 +13,7 @@ import pytest
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.errors import BackendError, UsageError
+from kimi_deploy.manifest import sha256
 from kimi_deploy.ops.kimi_delta_attention.body import body
 from kimi_deploy.ops.kimi_delta_attention.spec import SPEC
 from kimi_deploy.ops.registry import OPS
@@ -127,7 +128,9 @@ def test_the_demo_model_passes_every_check_on_kernels(library: OrtKernels, tmp_p
     settings = Settings(greedy_tokens=64, max_tokens=48, kernels=str(library.path))
     report = validate_export(DEMO, export(DEMO, tmp_path / "export"), settings, no_progress)
     assert report.passed
-    assert report.facts["kernels"] == sorted(set(library.abis) - {"QuantizedMixtureOfExperts"})
+    used = report.facts["kernels"]
+    assert used["ops"] == sorted(set(library.abis) - {"QuantizedMixtureOfExperts"})
+    assert (used["library"], used["instruction_set"]) == (sha256(library.path), library.instruction_set)
     assert report.backend == "ONNX Runtime (cpu, our kernels)"
 
 
@@ -137,7 +140,7 @@ def test_the_quantised_demo_model_passes_every_check_on_kernels(library: OrtKern
     exported = export(DEMO, tmp_path / "export", quantization=parse_scheme("int4"))
     report = validate_export(DEMO, exported, settings, no_progress)
     assert report.passed, report.failure
-    assert "QuantizedMixtureOfExperts" in report.facts["kernels"]
+    assert "QuantizedMixtureOfExperts" in report.facts["kernels"]["ops"]
     assert {r.check for r in report.rows} >= {*PARITY_CHECKS, *QUANTIZED_CHECKS}
 
 
@@ -146,6 +149,7 @@ def test_a_sixteen_bit_graph_keeps_its_bodies(library: OrtKernels) -> None:
     node = model.graph.node.add()
     node.op_type, node.domain = SPEC.name, "kimi"
     metadata = model.metadata_props.add()
-    for dtype, covered in (("float32", (SPEC.name,)), ("float16", ())):
+    for dtype, covered in (("float32", True), ("float16", False)):
         metadata.key, metadata.value = METADATA_KEY, GraphContract.of(preset_config("tiny"), dtype).to_json()
-        assert library.covers(model.SerializeToString()) == covered
+        kernels = library.covers(model.SerializeToString())
+        assert (kernels is not None and kernels.ops == (SPEC.name,)) == covered

@@ -140,7 +140,7 @@ def test_an_empty_report_has_proven_nothing() -> None:
         (["--prompt-index", "99"], "--prompt-index is out of range"),
         (["--layer", "7"], "0 to 2"),
         (["--only", "reference-dtype"], "compares nothing"),
-        (["--html", "/no/such/folder/page.html"], "--html cannot be written"),
+        (["--html", "/no/such/folder/page.html"], "--html: no folder"),
     ],
 )
 def test_a_part_that_does_not_exist_is_refused(arguments: list[str], message: str, model: Path, exported: Path) -> None:
