@@ -234,19 +234,17 @@ def model_command(
     if llama_cpp is not None and max(batches) > 1:
         raise UsageError("llama.cpp is measured with one sequence", seen=f"--batch {max(batches)}", fix="leave one out")
     if llama_cpp is not None:
-        from kimi_deploy.bench.llama_cpp import check_source_folder
+        from kimi_deploy.bench.llama_cpp import check_source as check_llama_cpp
 
-        check_source_folder(llama_cpp)
+        check_llama_cpp(llama_cpp)
     check_packages(chosen)
     kernels = resolve_kernels(kernels, chosen, export)
     trt = _engine(engine, export, "trt" in chosen)
     with tempfile.TemporaryDirectory() as temporary:
         gguf = Path(temporary) / f"{gguf_type}.gguf"
         if llama_cpp is not None:
-            from kimi_deploy.bench.llama_cpp import check_source, convert
+            from kimi_deploy.bench.llama_cpp import convert
 
-            check_source(llama_cpp)
-            require_packages("llama_cpp")
             with progress("converting to GGUF"):
                 convert(model, llama_cpp, gguf, gguf_type)
         folders = {"ort": export, "ort-bodies": export, "trt": trt, "llama.cpp": gguf}
