@@ -18,6 +18,8 @@ from kimi_deploy.ops.plugins import IN_PLACE_FIELD
 from kimi_deploy.ops.spec import DOMAIN
 
 PLUGIN_NAMESPACE = "plugin_namespace"
+PARSED_OPSET = 25
+"""Of ai.onnx, the newest that a parser of the full TensorRT says it has (11.5); no node of these graphs is newer."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ def read_graph(path: Path, plugin_ops: frozenset[str], *, in_place_state: bool =
         )
     contract = GraphContract.from_json(text)
     set_bodies(model, "primitive", contract.dtype)
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
+        part.opset_imports[""] = PARSED_OPSET
     nodes = [n for n in model.graph if n.domain == DOMAIN]
     for node in nodes:
         if node.op_type not in plugin_ops:
