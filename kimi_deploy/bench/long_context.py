@@ -19,7 +19,7 @@ from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.latent_attention.operands import Sizes
 from kimi_deploy.output_file import whole_file
 from kimi_deploy.quantization.scheme import recorded_scheme
-from kimi_deploy.runtime.base import Runner, kernels_to_dict
+from kimi_deploy.runtime.base import Runner, kernels_to_dict, ops_run_as
 from kimi_deploy.runtime.state import State
 from kimi_deploy.runtime.state_file import load_snapshot
 from kimi_deploy.validate.compare import compare
@@ -95,7 +95,7 @@ def stream(
             points.append(_point(runner, state, prefill, _decode(runner, state, steps)))
             advance(steps)
             if checkpoint is not None:
-                notes = _numbers(steps, chunk) | {"points": json.dumps([asdict(p) for p in points])}
+                notes = _numbers(steps, chunk, runner) | {"points": json.dumps([asdict(p) for p in points])}
                 state.save(checkpoint, notes)
             began, since = time.perf_counter(), stop + steps
     state.check_finite()
@@ -120,7 +120,7 @@ def _begin(runner: Runner, tokens: int, steps: int, chunk: int, checkpoint: Path
     if checkpoint is None or not checkpoint.exists():
         return runner.new_state(batch=1, capacity=capacity), []
     snapshot = load_snapshot(checkpoint, runner.contract, runner.fingerprint)
-    wanted = _numbers(steps, chunk)
+    wanted = _numbers(steps, chunk, runner)
     seen = {key: snapshot.notes.get(key, "none") for key in wanted}
     consumed = int(snapshot.lengths[0])
     if seen != wanted or consumed > capacity or consumed - steps not in _marks(tokens, steps):
@@ -133,9 +133,9 @@ def _begin(runner: Runner, tokens: int, steps: int, chunk: int, checkpoint: Path
     return runner.resume(snapshot, capacity), [Point(**p) for p in json.loads(snapshot.notes["points"])]
 
 
-def _numbers(steps: int, chunk: int) -> dict[str, str]:
+def _numbers(steps: int, chunk: int, runner: Runner) -> dict[str, str]:
     """What two calls must have in common to add up to one run."""
-    return {"decode_steps": str(steps), "chunk": str(chunk)}
+    return {"decode_steps": str(steps), "chunk": str(chunk), "ops": ops_run_as(runner.kernels)}
 
 
 def _tiled_from(export: Path, config: KimiLinearConfig) -> int | None:
