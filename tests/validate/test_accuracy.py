@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 
@@ -47,7 +48,8 @@ def test_a_validated_export_names_its_report_by_hash(validated: Path) -> None:
     assert report["whole"] is True
     manifest.verify(validated)
     assert standing(validated) == [("pass", "")]
-    assert "accuracy   ONNX Runtime (cpu): pass" in run("inspect", validated).stdout
+    words = f"accuracy   ONNX Runtime (cpu): pass (onnxruntime {onnxruntime.__version__}, function bodies)"
+    assert words in run("inspect", validated).stdout
 
 
 def test_the_same_validation_writes_the_same_report(model: Path, validated: Path) -> None:
@@ -69,6 +71,18 @@ def test_a_changed_artefact_makes_its_report_stale(validated: Path) -> None:
     Manifest.read(validated).write(validated)
     assert run("inspect", validated).exit_code == 0
     assert standing(validated) == [("stale", "the artefact has changed since")]
+
+
+def test_a_report_of_another_version_is_stale(validated: Path) -> None:
+    report = json.loads((validated / NAME).read_text()) | {"report_version": 1, "kernels": []}
+    accuracy.attach(validated, report)
+    assert standing(validated) == [("stale", "the report is of version 1, not 2")]
+
+
+def test_inspect_names_the_library_that_a_report_was_measured_with(validated: Path) -> None:
+    used = {"ops": ["KimiDeltaAttention"], "library": "0123456789abcdef" * 4, "instruction_set": "x86-64-v3"}
+    accuracy.attach(validated, json.loads((validated / NAME).read_text()) | {"kernels": used})
+    assert "kernels of library 0123456789abcdef (x86-64-v3)" in run("inspect", validated).stdout
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -19,6 +19,7 @@ from kimi_deploy.validate.faults.graph import Graph
 from kimi_deploy.validate.report import Report
 from kimi_deploy.validate.run import Settings, validate_export
 from kimi_deploy.validate.selection import CHECKS, QUANTIZED_CHECKS, Selection
+from tests.cli.test_help_needs_nothing_heavy import run_blocked
 from tests.configs import config
 from tests.graph.conftest import no_progress
 from tests.models import write_model
@@ -125,6 +126,23 @@ def test_folders_of_the_wrong_kind_are_told_apart(model: Path, exported: Path) -
         validate(exported, exported)
     with pytest.raises(UsageError, match="EXPORT is a checkpoint"):
         validate(model, model)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{export}", "{model}"], "the arguments are swapped"),
+        (["{model}", "{export}", "--only", "nonsense"], "there is no such check"),
+        (["{model}", "{export}", "--html", "/no/such/folder/page.html"], "--html: no folder"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_torch_is_imported(
+    words: list[str], message: str, model: Path, exported: Path
+) -> None:
+    """Importing it takes seconds."""
+    done = run_blocked("validate", *(word.format(model=model, export=exported) for word in words))
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_an_empty_report_has_proven_nothing() -> None:
