@@ -96,9 +96,7 @@ def bench_command() -> None:
     "--context", "contexts", type=Counts(), metavar="N,N,...", help="Several of them, a sweep; not --long-context."
 )
 @click.option("--batch", "batches", type=Counts(), default="1", show_default=True, metavar="N,N,...", help="Sequences.")
-@click.option(
-    "--decode-steps", default=64, show_default=True, type=click.IntRange(1), help="Single-token steps after it."
-)
+@click.option("--decode-steps", default=64, show_default=True, type=TokenCount(), help="Single-token steps after it.")
 @click.option(
     "--repeats",
     default=3,

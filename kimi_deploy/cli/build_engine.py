@@ -68,7 +68,9 @@ RANGES = "AXIS=MIN:OPT:MAX,..."
     help="Of a file's own axes, e.g. batch=1,sequence=1:256:512; once per profile.",
 )
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Of TensorRT's builder.  [3]")
-@click.option("--workspace-mib", type=click.IntRange(0), help="Most scratch memory of a layer; 0 is no limit.  [0]")
+@click.option(
+    "--workspace-mib", type=click.IntRange(0, 1 << 30), help="Most scratch memory of a layer; 0 is no limit.  [0]"
+)
 @click.option("--timing-cache", metavar="FILE", help="Read if it is there, else written (full TensorRT).")
 @click.option("--version-compatible", is_flag=True, default=None, help="For later TensorRTs too (full TensorRT).")
 @click.option("--hardware-compatibility", type=click.Choice(HARDWARE), help="For other GPUs too (full TensorRT).")

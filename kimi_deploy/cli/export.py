@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kimi_deploy.cli.common import (
+    NamedPath,
     folder_argument,
     force_option,
     json_option,
@@ -26,7 +27,7 @@ from kimi_deploy.quantization.scheme import SYNTAX, describe_precision, parse_sc
 @click.command("export")
 @folder_argument("model")
 @output_option("model.onnx, weights.bin, manifest.json and tokenizer files")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML with dtype, body and quantize; options override.")
+@click.option("--recipe", type=NamedPath(path_type=Path), help="TOML with dtype, body and quantize; options override.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Floating type of weights and activations.  [float32]")
 @click.option(
     "--body",

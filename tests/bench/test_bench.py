@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from kimi_deploy.bench.run import run_bench
 from kimi_deploy.bench.worker import Task
 from kimi_deploy.cli.main import cli
 from kimi_deploy.config import KimiLinearConfig
-from kimi_deploy.errors import BackendError, UsageError
+from kimi_deploy.errors import BackendError, ContractError, ManifestError, UsageError
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from kimi_deploy.weights import weight_table
 
@@ -231,3 +232,18 @@ def test_a_converter_that_fails_is_named_with_its_reason(folders: tuple[Path, Pa
     (tmp_path / CONVERTER).write_text("raise SystemExit('no such architecture')\n")
     with pytest.raises(BackendError, match=r"(?s)converter failed.*no such architecture"):
         convert(folders[0], tmp_path, tmp_path / "model.gguf")
+
+
+def test_an_export_whose_graph_is_damaged_is_refused_before_the_measuring(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, export = folders
+    damaged = tmp_path / "damaged"
+    shutil.copytree(export, damaged)
+    # of the right size, which is all that is compared with the manifest
+    (damaged / "model.onnx").write_bytes(b"\xff" * (damaged / "model.onnx").stat().st_size)
+    with pytest.raises(ContractError, match="the graph cannot be read"):
+        CliRunner().invoke(cli, ["bench", str(model), str(damaged), "--backend", "ort"], catch_exceptions=False)
+    (damaged / "model.onnx").write_bytes(b"")
+    with pytest.raises(ManifestError, match="does not match the manifest"):
+        CliRunner().invoke(cli, ["bench", str(model), str(damaged), "--backend", "ort"], catch_exceptions=False)

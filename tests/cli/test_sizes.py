@@ -50,7 +50,7 @@ TOKENS = {
     "generate": ["--max-new-tokens", "--capacity"],
     "validate": ["--max-tokens", "--long-tokens", "--greedy-tokens"],
     "plan": ["--context", "--chunk"],
-    "bench": ["--prompt-tokens", "--context", "--long-context", "--chunk"],
+    "bench": ["--prompt-tokens", "--decode-steps", "--context", "--long-context", "--chunk"],
 }
 BYTES = {"plan": ["--memory", "--bandwidth"], "export": ["--max-shard-size"]}
 
@@ -69,6 +69,14 @@ def test_every_option_of_a_size_takes_the_same_spelling(command: str, option: st
     parameter.type_cast_value(click.Context(group), value)
     with pytest.raises(click.BadParameter):
         parameter.type_cast_value(click.Context(group), "lots")
+
+
+@pytest.mark.parametrize("command", ["generate", "validate", "bench"])
+def test_a_library_of_kernels_that_is_no_file_is_wrong_usage(command: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"'nowhere\.so' is no file: give auto, none, or the path"):
+        CliRunner().invoke(
+            cli, [command, "a", "b", "--kernels", "nowhere.so"], standalone_mode=False, catch_exceptions=False
+        )
 
 
 @pytest.mark.parametrize("command", ["generate", "validate", "bench"])
