@@ -30,22 +30,8 @@ class NamedPath(click.Path):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-
-
-def _library(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in ("auto", "none") and not Path(value).is_file():
-        raise click.BadParameter(
-            f"{value!r} is no file: give auto, none, or the path of a libkimi_ort.so, which `make cpu-kernels` builds "
-            "in a clone of kimi-deploy",
-            ctx,
-            param,
-        )
-    return value
-
-
 kernels_option = click.option(
     "--kernels",
-    callback=_library,
     default="auto",
     show_default=True,
     metavar="auto|none|PATH",

@@ -33,8 +33,7 @@ main()
 """
 
 COMMANDS = {
-    "torch": [["export", DEMO, "-o", "OUT"], ["validate", DEMO, "EXPORT"], ["bench", DEMO, "EXPORT"]],
-    "transformers": [["bench", DEMO, "EXPORT", "--backend", "ort", "--backend", "transformers"]],
+    "torch": [["export", DEMO, "-o", "OUT"], ["validate", DEMO, "EXPORT"]],
     "matplotlib": [["plan", "tiny", "--chart", "OUT"], ["bench", DEMO, "EXPORT", "--plot", "OUT"]],
 }
 

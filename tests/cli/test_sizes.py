@@ -72,14 +72,6 @@ def test_every_option_of_a_size_takes_the_same_spelling(command: str, option: st
 
 
 @pytest.mark.parametrize("command", ["generate", "validate", "bench"])
-def test_a_library_of_kernels_that_is_no_file_is_wrong_usage(command: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"'nowhere\.so' is no file: give auto, none, or the path"):
-        CliRunner().invoke(
-            cli, [command, "a", "b", "--kernels", "nowhere.so"], standalone_mode=False, catch_exceptions=False
-        )
-
-
-@pytest.mark.parametrize("command", ["generate", "validate", "bench"])
 def test_more_threads_than_any_machine_has_are_refused(command: str) -> None:
     with pytest.raises(click.BadParameter, match=r"1<=x<=1024"):
         CliRunner().invoke(
