@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from kimi_deploy.bench.report import Report
+from kimi_deploy.bench.report import Report, Result
 from kimi_deploy.errors import UsageError
+from kimi_deploy.runtime.base import ops_run_as
 
 Verdict = Literal["same", "slower", "faster"]
 
@@ -63,3 +64,13 @@ def compare_reports(before: Report, after: Report, threshold: float) -> list[Cha
             spread = max((s.p90 - s.p10) / s.median for s in widths)
             rows.append(Change(*key, phase, then, now, change, spread, verdict))
     return rows
+
+
+def changed_kernels(before: Report, after: Report) -> list[tuple[str, str, str]]:
+    """Runtimes of the first points that ran other kernels after than before: their names, and both in words."""
+    old, new = ({name: _kernels(r) for name, r in x.points[0].results.items()} for x in (before, after))
+    return [(name, then, new[name]) for name, then in old.items() if name in new and new[name] != then]
+
+
+def _kernels(result: Result) -> str:
+    return ops_run_as(None if result.kernels is None else result.kernels.model_dump())

@@ -352,10 +352,11 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
     for slower code. The spread is that of the times within a run, 10th to 90th percentile over the median, of the wider
     run: above the threshold it is said that the verdict may be chance.
     """
-    from kimi_deploy.bench.compare import compare_reports
+    from kimi_deploy.bench.compare import changed_kernels, compare_reports
     from kimi_deploy.bench.report import read_report
 
-    rows = compare_reports(read_report(before), read_report(after), threshold)
+    old, new = read_report(before), read_report(after)
+    rows = compare_reports(old, new, threshold)
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:
@@ -375,6 +376,8 @@ def compare_command(before: Path, after: Path, threshold: float, as_json: bool) 
                 for r in rows
             ],
         )
+    for runtime, then, now in changed_kernels(old, new):
+        say(f"{runtime} ran {then} before, {now} after")
     wide = sum(row.spread > threshold for row in rows)
     if wide:
         say(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kimi_deploy.runtime.base import ops_run_as
 from kimi_deploy.validate.plots import drift, error_by_tensor, scatter
 
 _STYLE = """
@@ -57,10 +58,17 @@ def _verdict(passed: bool) -> str:
     return '<span class="pass">pass</span>' if passed else '<span class="fail">FAIL</span>'
 
 
+def _measured_with(report: Mapping[str, Any]) -> str:
+    """The runtime, and of an export what ran its ops."""
+    ops = f", {ops_run_as(report.get('kernels'))}" if report.get("body") else ""
+    return escape(f"{report.get('runtime')}{ops}")
+
+
 def _facts(report: Mapping[str, Any]) -> str:
     bound, noise = report["tolerance"], report["noise"]
     lines = [
-        f"{report.get('dtype')}, {report.get('body')} bodies, kimi-deploy {report.get('kimi_deploy')}; "
+        f"{report.get('dtype')}, {report.get('body')} bodies; measured with {_measured_with(report)} by kimi-deploy "
+        f"{report.get('kimi_deploy')}; "
         f"artefact <code>{str(report.get('artefact'))[:16]}</code>, checkpoint "
         f"<code>{str(report.get('checkpoint'))[:16]}</code>.",
         f"Errors are over the largest magnitude of the tensor; allowed are {bound['peak']:g} and a cosine of "

@@ -146,6 +146,16 @@ def test_compare_says_when_a_run_spreads_by_more_than_is_looked_for(tmp_path: Pa
     assert run("0.31") == ""
 
 
+def test_compare_says_where_other_kernels_ran(tmp_path: Path) -> None:
+    bodies = copy.deepcopy(report_of().to_dict())
+    bodies["points"][0]["results"]["ort"]["kernels"] = None
+    before = save(bodies, tmp_path / "before.json")
+    after = save(report_of().to_dict(), tmp_path / "after.json")
+    words = "ort ran function bodies before, kernels of library 0000000000000000 (x86-64-v3) after"
+    assert words in CliRunner().invoke(cli, ["bench", "compare", str(before), str(after)]).stderr
+    assert "ort ran" not in CliRunner().invoke(cli, ["bench", "compare", str(after), str(after)]).stderr
+
+
 def test_reports_of_different_work_are_refused() -> None:
     with pytest.raises(UsageError, match="different work: threads"):
         compare_reports(report_of(), report_of(threads=1), 0.1)
