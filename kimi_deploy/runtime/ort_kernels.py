@@ -22,7 +22,7 @@ from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.runtime.base import Kernels
 
 FILE = "libkimi_ort.so"
-MAKE = "make cpu-kernels"
+MAKE = "make cpu-kernels in the root of a clone of kimi-deploy"
 
 
 def default_path() -> Path:

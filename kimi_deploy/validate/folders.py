@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kimi_deploy.errors import UsageError
+from kimi_deploy.folder_kind import kind_of
 from kimi_deploy.manifest import MANIFEST_NAME, Manifest
 from kimi_deploy.model_folder import require_folder
 
@@ -21,10 +22,12 @@ def check_folders(model: Path, export: Path) -> None:
             fix=f"give {export} first, then {model}",
         )
     if model_is_export:
+        kind = {"engine": "an engine", "plan": "a plan"}.get(kind_of(model), "an export")
         raise UsageError(
-            "MODEL is an export, not a checkpoint",
+            f"MODEL is {kind}, not a checkpoint",
             seen=f"{MANIFEST_NAME} in {model}",
             expected="the checkpoint that EXPORT was made from",
+            fix="give the checkpoint's folder first, then the export or engine",
         )
     if not export_is_export and (export / "config.json").is_file():
         raise UsageError(

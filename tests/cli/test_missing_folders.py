@@ -100,3 +100,10 @@ def test_a_checkpoint_in_an_exports_place_is_told_how_to_export(tmp_path: Path) 
     with pytest.raises(WrongArtefactError, match="is a checkpoint, not an export") as error:
         CliRunner().invoke(cli, ["build-engine", str(DEMO), "-o", str(tmp_path / "out")], catch_exceptions=False)
     assert f"kimi-deploy export {DEMO} -o DIR" in error.value.fix
+
+
+@pytest.mark.parametrize(("kind", "words"), [("onnx", "an export"), ("engine", "an engine"), ("plan", "a plan")])
+def test_validate_names_what_stands_in_the_checkpoints_place(kind: str, words: str, parent: Path) -> None:
+    (parent / "made" / "manifest.json").write_text(json.dumps({"kind": kind}))
+    with pytest.raises(UsageError, match=f"MODEL is {words}, not a checkpoint"):
+        CliRunner().invoke(cli, ["validate", str(parent / "made"), str(parent / "made")], catch_exceptions=False)
