@@ -25,8 +25,9 @@ from kimi_deploy.checkpoint import Checkpoint, TensorInfo, cast, reader, release
 from kimi_deploy.checkpoint.parameter_part import Span
 from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.checkpoint.safetensors_file import layout_header
+from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype, GraphContract
-from kimi_deploy.errors import CheckpointError, DiskSpaceError, ExportError, UsageError
+from kimi_deploy.errors import CheckpointError, DiskSpaceError, ExportError, ManifestError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx import export as export_module
 from kimi_deploy.onnx import weight_files, weights
@@ -34,6 +35,7 @@ from kimi_deploy.onnx.export import export_model
 from kimi_deploy.onnx.journal import Journal
 from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan, plan_weights
 from kimi_deploy.output_folder import partial_folder
+from kimi_deploy.quantization.scheme import parse_scheme
 from kimi_deploy.runtime.ort_runner import OrtRunner
 from tests.configs import config
 from tests.graph.conftest import no_progress
@@ -47,19 +49,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("streamed") / "model", config("KKM"))
 
 
+Graphs = dict[tuple[KimiLinearConfig, Dtype, bool], ir.Model]
+
+
 @pytest.fixture(scope="module")
-def graphs() -> dict[tuple[Dtype, bool], ir.Model]:
+def graphs() -> Graphs:
     """Traced graphs, so that a test of what follows need not trace again."""
     return {}
 
 
 @pytest.fixture
-def run(model: Path, graphs: dict[tuple[Dtype, bool], ir.Model], monkeypatch: pytest.MonkeyPatch) -> Export:
-    """export_model of `model` with the graph traced once."""
+def run(model: Path, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """export_model of `model` with every graph traced once."""
     build = export_module.build_graph
 
     def remembered(checkpoint: Checkpoint, contract: GraphContract, untransposed: Any) -> ir.Model:
-        key = (contract.dtype, bool(untransposed))
+        key = (checkpoint.config, contract.dtype, bool(untransposed))
         if key not in graphs:
             graphs[key] = build(checkpoint, contract, untransposed)
         return graphs[key].clone()
@@ -124,6 +129,25 @@ def test_a_killed_export_is_gone_on_with_and_gives_the_same_bytes(
     run(output)
     assert content(output) == content(whole)
     assert not partial_folder(output).exists()
+
+
+def test_a_quantised_export_in_shards_is_gone_on_with_wherever_it_was_killed(run: Export, tmp_path: Path) -> None:
+    wide = config("KM", hidden_size=64, moe_intermediate_size=32, intermediate_size=64)
+    folder = write_model(tmp_path / "model", wide)
+    scheme = parse_scheme("int4,group=32,head,embeddings")
+    settings: dict[str, Any] = {"folder": folder, "quantization": scheme, "max_shard_bytes": 20_000}
+    run(tmp_path / "whole", **settings)
+    assert len(list((tmp_path / "whole").glob("weights-*"))) > 2
+    for count in (5, 20, 40):
+        killed(lambda: run(tmp_path / "out", **settings), "pwrite", count)
+    run(tmp_path / "out", **settings)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    # another scheme of the same sizes is another export
+    killed(lambda: run(tmp_path / "rtn", **settings), "pwrite", 30)
+    settings["quantization"] = parse_scheme("int4,group=32,head,embeddings,rtn")
+    run(tmp_path / "rtn", **settings)
+    run(tmp_path / "fresh", **settings)
+    assert content(tmp_path / "rtn") == content(tmp_path / "fresh") != content(tmp_path / "whole")
 
 
 def test_only_what_is_missing_is_written_again(
@@ -219,6 +243,17 @@ def test_too_little_space_for_the_rest_keeps_what_is_written(
     assert content(partial_folder(output) / "content") == before
     run(output)
     assert content(output) == content(whole)
+
+
+def test_too_little_space_for_the_whole_is_found_before_the_first_byte(
+    run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=64 << 20))
+    monkeypatch.setattr(export_module, "reserve", _raising(AssertionError("files were made")))
+    with pytest.raises(DiskSpaceError, match=r"(?s)0\.07 GB free.*free some space"):
+        run(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _raising(error: Any) -> Callable[..., None]:
@@ -500,6 +535,31 @@ def test_weights_that_the_checkpoint_has_as_needed_stay_in_its_files(
     packed = (tmp_path / "linked" / "weights.bin").stat().st_size
     assert packed == sum(checkpoint.load(name, "float32").nbytes for name in every - stays)
     assert_same_results(tmp_path / "linked", whole)
+
+
+def test_an_export_that_refers_to_a_checkpoint_outlives_its_folder_and_sees_its_files_change(
+    run: Export, whole: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    run(tmp_path / "linked", folder, reference=True)
+    folder.rename(tmp_path / "elsewhere")
+    assert_same_results(tmp_path / "linked", whole)
+    # a file that takes its name, as a download or git does it, is another file
+    again = shutil.copy(tmp_path / "elsewhere" / "model.safetensors", tmp_path / "again")
+    Path(again).replace(tmp_path / "elsewhere" / "model.safetensors")
+    with (tmp_path / "elsewhere" / "model.safetensors").open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
+    Manifest.read(tmp_path / "linked").verify(tmp_path / "linked")
+    with (tmp_path / "linked" / "model.safetensors").open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
+    with pytest.raises(ManifestError, match=r"model\.safetensors"):
+        Manifest.read(tmp_path / "linked").verify(tmp_path / "linked")
+    shutil.rmtree(tmp_path / "elsewhere")
+    (tmp_path / "linked" / "model.safetensors").unlink()
+    with pytest.raises(ManifestError, match=r"model\.safetensors"):
+        OrtRunner(tmp_path / "linked", threads=1)
 
 
 def test_nothing_stays_in_a_checkpoint_of_another_dtype(run: Export, model: Path, tmp_path: Path) -> None:
