@@ -20,6 +20,8 @@ from kimi_deploy.manifest import sha256
 from kimi_deploy.ops.registry import OPS
 from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.runtime.base import Kernels
+from kimi_deploy.runtime.ort_tokenwise import ABI as TOKENWISE_ABI
+from kimi_deploy.runtime.ort_tokenwise import NAME as TOKENWISE
 
 FILE = "libkimi_ort.so"
 MAKE = "make cpu-kernels in the root of a clone of kimi-deploy"
@@ -115,7 +117,7 @@ def _open(path: Path) -> OrtKernels:
     except (OSError, AttributeError) as error:
         raise BackendError("the library of CPU kernels cannot be loaded", seen=str(error), fix=MAKE) from None
     for name, abi in opened.abis.items():
-        wanted = OPS[name].abi if name in OPS else None
+        wanted = TOKENWISE_ABI if name == TOKENWISE else OPS[name].abi if name in OPS else None
         if abi != wanted:
             raise BackendError(
                 f"the library of CPU kernels {path} was built for another ABI of {name} than this package has",

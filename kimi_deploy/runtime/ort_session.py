@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
@@ -13,6 +14,7 @@ from kimi_deploy.errors import BackendError, ContractError, UsageError
 from kimi_deploy.runtime.heap import trim
 from kimi_deploy.runtime.huge_pages import collapse_new, private_memory
 from kimi_deploy.runtime.ort_kernels import OrtKernels
+from kimi_deploy.runtime.ort_tokenwise import fuse
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _NO_KERNEL = {
@@ -64,16 +66,22 @@ def open_session(
         options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
-    if graph is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    before = private_memory()
+    weights: dict[str, np.ndarray] = {}
     if kernels is not None:
         kernels.register(options)
+        fused = fuse(model.read_bytes() if graph is None else graph, model.parent)
+        if fused is not None:
+            graph, weights = fused.graph, fused.weights
+            values = [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+            options.add_external_initializers(list(weights), values)
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
     providers: list[object] = [name]
     if provider == "cuda":
         ort.preload_dlls()
         # it rounds the inputs of float32 products to TF32's 10 bits unless told not to
         providers = [(name, {"device_id": device_id, "use_tf32": "0"}), PROVIDERS["cpu"]]
-    before = private_memory()
     try:
         session = ort.InferenceSession(str(model) if graph is None else graph, options, providers=providers)
     except Exception as error:

@@ -95,4 +95,7 @@ KIMI_CPU_DISPATCH(x86_64_v4_vnni, size_t, mixture_of_experts_workspace,
 KIMI_CPU_DISPATCH(x86_64_v4_vnni, Status, mixture_of_experts, (const MixtureOfExpertsArguments& a, const Parallel& p),
                   (a, p))
 
+KIMI_CPU_DISPATCH(x86_64_v4_vnni, size_t, tokenwise_workspace, (const TokenwiseArguments& a, const Parallel& p), (a, p))
+KIMI_CPU_DISPATCH(x86_64_v4_vnni, void, tokenwise, (const TokenwiseArguments& a, const Parallel& p), (a, p))
+
 }  // namespace kimi::cpu

@@ -116,4 +116,40 @@ size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, 
 // Every sum is taken in an order that does not depend on the number of threads.
 Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel);
 
+inline constexpr int32_t kMaxTokenwiseValues = 64;
+
+enum class TokenwiseKind : int32_t { kInput, kAdd, kNorm, kPart, kJoin, kSwiglu, kProduct };
+
+// A value [rows, columns] of a run of layers that treat each row by itself, from earlier ones, `a` and `b`:
+// kAdd a + b; kNorm RMSNorm of a; kPart columns of a from `begin` on; kJoin a, then b; kSwiglu silu(a) * b;
+// kProduct a W^T, W [columns, columns of a].
+struct TokenwiseValue {
+  TokenwiseKind kind;
+  int32_t a, b;
+  int64_t columns, begin;
+  float eps;
+  int32_t port;         // of kInput; of kNorm's weight; of kProduct's W, before its scales and zero points
+  int32_t output;       // -1: nobody outside reads it
+  int32_t stage;        // at least that of `a` and `b`, and above that of a product
+  int32_t prepared_by;  // the first product of the stage that reads `a` in the same way
+  // of kProduct: float32 with 32 bits, else as an expert of QuantizedMixtureOfExperts
+  int32_t bits;
+  int64_t block_size;
+  bool int8_activations, zero_points;
+};
+
+struct TokenwiseArguments {
+  const TokenwiseValue* values;
+  int32_t count;  // at most kMaxTokenwiseValues
+  int64_t rows;
+  const void* const* inputs;  // by port
+  float* const* outputs;      // [rows, columns] each
+  void* workspace;            // of tokenwise_workspace bytes, any alignment
+};
+
+// At most 512 rows of every value that is no output, and of every product's input; never a copy of the weights.
+size_t tokenwise_workspace(const TokenwiseArguments& arguments, const Parallel& parallel);
+// Every sum is taken in an order that does not depend on the number of threads.
+void tokenwise(const TokenwiseArguments& arguments, const Parallel& parallel);
+
 }  // namespace kimi::cpu

@@ -4,11 +4,8 @@
 // moe_levels.h). The others are a matter of arithmetic: strips of tokens, one to a lane (moe_tiles.h). Both run in two
 // parts on all threads. First units of (expert, tokens, range of rows) of gate and up. Then ranges of output columns,
 // each of which goes through all experts in their order, so that no two threads add to one sum.
-#include <type_traits>
-
-#include "moe_levels.h"
 #include "moe_router.h"
-#include "moe_tiles.h"
+#include "weight_rows.h"
 
 namespace kimi::cpu {
 namespace {
@@ -20,28 +17,6 @@ constexpr int64_t kRouterBytes = 1 << 18;                  // of router weights 
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kDownRows = 64;  // the most rows of a down task
 constexpr int64_t kBatch = 32;     // rows of gate and up between two SwiGLUs of few tokens
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// float32 experts, as LevelRows are quantised ones.
-class WeightRows : public FloatRows {
- public:
-  static constexpr bool kRounds = false, kStepStrips = false;
-  WeightRows(const ExpertWeights& w, int64_t expert, int64_t rows, int64_t columns, int64_t)
-      : FloatRows{static_cast<const float*>(w.values) + expert * rows * columns, columns} {}
-  static int64_t granule(int64_t) { return kLanes; }
-  static int64_t prepared(int64_t columns) { return columns; }
-  static void prepare(const float* x, int64_t begin, int64_t end, int64_t, float* to) {
-    copy_floats(to + begin, x + begin, end - begin);
-  }
-  const float* panel(int64_t row, int64_t, float*, int64_t* stride) const {
-    *stride = columns;
-    return weights + row * columns;
-  }
-};
 
 // Tokens of one expert that are computed together: a strip, or with width 0 few.
 struct Unit {
@@ -259,24 +234,6 @@ class MixtureOfExperts {
     }
   }
 
-  // y [count, width] of up to kTileRows rows of so many columns.
-  static void strip_products(const Rows& rows, int64_t row, int64_t count, int64_t width, int64_t columns,
-                             const float* strip, float* panel, float* y) {
-    int64_t stride;
-    const float* weights = rows.panel(row, count, panel, &stride);
-    tile_rows(count, width / kLanes, [&](int64_t r, auto R, auto V) {
-      tile<R(), V()>(weights + r * stride, stride, strip, columns, y + r * width);
-    });
-  }
-  static void strip_products(const Rows& rows, int64_t row, int64_t count, int64_t width, int64_t,
-                             const StepStrip& strip, float* panel, float* y) {
-    if constexpr (Rows::kStepStrips) {
-      tile_rows(count, width / kLanes, [&](int64_t r, auto R, auto V) {
-        rows.template step_tile<R(), V()>(row + r, strip, reinterpret_cast<uint32_t*>(panel), y + r * width);
-      });
-    }
-  }
-
   void down() {
     const int64_t wanted = ceil_div(a_.hidden, kTasksPerThread * parallel_.threads);
     const int64_t size = least(round_up(wanted, kLanes), kDownRows);
@@ -333,10 +290,6 @@ class MixtureOfExperts {
       return m_.prepared + token * Rows::prepared(a_.hidden);
   }
 
-  static void swiglu(const float* gate, const float* up, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; ++i) to[i] = gate[i] / (1.0f + exp_of(-gate[i])) * up[i];
-  }
-
   static constexpr int64_t kMaxGranule = 128;
   const MixtureOfExpertsArguments& a_;
   const Parallel& parallel_;
@@ -344,29 +297,17 @@ class MixtureOfExperts {
   int64_t units_ = 0;
 };
 
-// Calls what(Rows) for the weights' format.
-template <class What>
-auto with_rows(const MixtureOfExpertsArguments& a, const What& what) {
-  if (a.bits == 32) return what(static_cast<WeightRows*>(nullptr));
-  if (a.bits == 8) {
-    if (a.int8_activations) return what(static_cast<LevelRows<8, true>*>(nullptr));
-    return what(static_cast<LevelRows<8, false>*>(nullptr));
-  }
-  if (a.int8_activations) return what(static_cast<LevelRows<4, true>*>(nullptr));
-  return what(static_cast<LevelRows<4, false>*>(nullptr));
-}
-
 }  // namespace
 
 namespace KIMI_CPU_LEVEL {
 
 size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {
   return with_rows(
-      arguments, [&](auto* rows) { return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes; });
+      arguments.bits, arguments.int8_activations, [&](auto* rows) { return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes; });
 }
 
 Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {
-  with_rows(arguments, [&](auto* rows) {
+  with_rows(arguments.bits, arguments.int8_activations, [&](auto* rows) {
     MixtureOfExperts<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).run();
     return 0;
   });

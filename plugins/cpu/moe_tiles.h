@@ -90,25 +90,39 @@ inline void tile_rows(int64_t count, int64_t vecs, const Tile& tile) {
   for (; row < count; ++row) tile_of<1>(row, vecs, tile);
 }
 
-// output[t][n] += weight[t] * y[n * width + t] for n below `rows` and tokens below `count`.
-inline void add_transposed(const float* y, int64_t width, int64_t rows, int64_t count, const float* weights,
-                           float* const* output) {
+// take(t, to, value, left): the first `left` <= kLanes of `value` belong at to = output[t] + n, which is y[n * width + t], for n
+// below `rows` and tokens t below `count`.
+template <class Take>
+inline void each_transposed(const float* y, int64_t width, int64_t rows, int64_t count, float* const* output,
+                            const Take& take) {
   for (int64_t n = 0; n < rows; n += kLanes) {
     const int64_t left = rows - n < kLanes ? rows - n : kLanes;
     for (int64_t t = 0; t < count; t += kLanes) {
       Vec block[KIMI_LANES];
       for (int i = 0; i < KIMI_LANES; ++i) block[i] = i < left ? load(y + (n + i) * width + t) : Vec{};
       transpose(block);
-      for (int64_t i = 0; i < kLanes && t + i < count; ++i) {
-        float* to = output[t + i] + n;
-        const Vec value = block[i] * weights[t + i];
-        if (left == kLanes)
-          store(to, load(to) + value);
-        else
-          for (int64_t j = 0; j < left; ++j) to[j] += value[j];
-      }
+      for (int64_t i = 0; i < kLanes && t + i < count; ++i) take(t + i, output[t + i] + n, block[i], left);
     }
   }
+}
+
+// output[t][n] += weight[t] * y[n * width + t].
+inline void add_transposed(const float* y, int64_t width, int64_t rows, int64_t count, const float* weights,
+                           float* const* output) {
+  each_transposed(y, width, rows, count, output, [&](int64_t t, float* to, Vec block, int64_t left) {
+    const Vec value = block * weights[t];
+    if (left == kLanes)
+      store(to, load(to) + value);
+    else
+      for (int64_t j = 0; j < left; ++j) to[j] += value[j];
+  });
+}
+
+// output[t][n] = y[n * width + t].
+inline void store_transposed(const float* y, int64_t width, int64_t rows, int64_t count, float* const* output) {
+  each_transposed(y, width, rows, count, output, [](int64_t, float* to, Vec value, int64_t left) {
+    __builtin_memcpy(to, &value, static_cast<size_t>(left) * sizeof(float));
+  });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 # libkimi_ort.so: the CPU kernels of ../cpu, each for several instruction sets, and ONNX Runtime's custom ops over them.
 # No header of ONNX Runtime is needed; with ONNXRUNTIME_INCLUDE_DIR ours is compared with it.
-set(kernels kda latent_attention moe)
-set(ops kda latent_attention library mixture_of_experts op)
+set(kernels kda latent_attention moe tokenwise)
+set(ops kda latent_attention library mixture_of_experts op tokenwise)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(levels x86_64_v2 x86_64_v3 x86_64_v4 x86_64_v4_vnni)
@@ -13,9 +13,9 @@ list(TRANSFORM ops REPLACE "(.+)" "onnxruntime/\\1.cpp" OUTPUT_VARIABLE op_sourc
 add_library(kimi_ort SHARED cpu/dispatch.cpp ${op_sources})
 target_compile_options(kimi_ort PRIVATE -O2 -Wall -Wextra -Werror)
 foreach(level ${levels})
-  # products of bytes are of quantised experts only
+  # products of bytes are of quantised weights only
   if(level MATCHES "vnni")
-    set(level_kernels moe)
+    set(level_kernels moe tokenwise)
   else()
     set(level_kernels ${kernels})
   endif()

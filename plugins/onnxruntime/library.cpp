@@ -3,6 +3,7 @@
 
 #include "kimi_ort.h"
 #include "op.h"
+#include "tokenwise.h"
 
 namespace kimi::ort {
 namespace {
@@ -11,13 +12,16 @@ constexpr const Launcher& (*kLaunchers[])() = {kda_launcher, latent_attention_la
                                                quantized_mixture_of_experts_launcher};
 constexpr int32_t kCount = static_cast<int32_t>(sizeof kLaunchers / sizeof *kLaunchers);
 
+int32_t most_threads() {
+  const unsigned processors = std::thread::hardware_concurrency();
+  return processors == 0 ? 1 : static_cast<int32_t>(processors);
+}
+
 // Never destroyed: ONNX Runtime may look at an op as long as a session lives.
 const std::vector<Op>& ops() {
   static const std::vector<Op>* const all = [] {
-    const unsigned processors = std::thread::hardware_concurrency();
-    const int32_t threads = processors == 0 ? 1 : static_cast<int32_t>(processors);
     auto* const made = new std::vector<Op>();
-    for (const auto launcher : kLaunchers) made->emplace_back(launcher(), threads);
+    for (const auto launcher : kLaunchers) made->emplace_back(launcher(), most_threads());
     return made;
   }();
   return *all;
@@ -38,10 +42,14 @@ Status* register_with(SessionOptions* options, const ApiBase* base) {
   for (const Op& op : ops()) {
     if (Status* const status = api->CustomOpDomain_Add(domain, &op.callbacks)) return status;
   }
+  if (Status* const status = api->CustomOpDomain_Add(domain, &tokenwise_op(most_threads()))) return status;
   return api->AddCustomOpDomain(options, domain);
 }
 
-const OpSpec* spec(int32_t index) { return index < 0 || index >= kCount ? nullptr : kLaunchers[index]().spec; }
+// After the ops of OpSpecs comes Tokenwise.
+const char* name(int32_t index) { return index == kCount ? kTokenwiseName : kLaunchers[index]().spec->name; }
+const char* abi(int32_t index) { return index == kCount ? kTokenwiseAbi : kLaunchers[index]().spec->abi; }
+bool known(int32_t index) { return index >= 0 && index <= kCount; }
 
 }  // namespace
 }  // namespace kimi::ort
@@ -53,17 +61,11 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
                                                                reinterpret_cast<const kimi::ort::ApiBase*>(base)));
 }
 
-int32_t kimi_ort_count(void) { return kimi::ort::kCount; }
+int32_t kimi_ort_count(void) { return kimi::ort::kCount + 1; }
 
-const char* kimi_ort_name(int32_t index) {
-  const kimi::OpSpec* const spec = kimi::ort::spec(index);
-  return spec == nullptr ? nullptr : spec->name;
-}
+const char* kimi_ort_name(int32_t index) { return kimi::ort::known(index) ? kimi::ort::name(index) : nullptr; }
 
-const char* kimi_ort_abi(int32_t index) {
-  const kimi::OpSpec* const spec = kimi::ort::spec(index);
-  return spec == nullptr ? nullptr : spec->abi;
-}
+const char* kimi_ort_abi(int32_t index) { return kimi::ort::known(index) ? kimi::ort::abi(index) : nullptr; }
 
 const char* kimi_ort_instruction_set(void) { return kimi::cpu::instruction_set(); }
 

@@ -1,8 +1,9 @@
 #include "op.h"
 
-#include <cstdio>
 #include <cstring>
 #include <new>
+
+#include "ort_call.h"
 
 namespace kimi::ort {
 namespace {
@@ -31,22 +32,9 @@ struct Kernel {
 
   template <class... Values>
   Status* refuse(const char* format, Values... values) const {
-    return refusal(api, launcher->spec->name, format, values...);
-  }
-
-  template <class... Values>
-  static Status* refusal(const Api* api, const char* name, const char* format, Values... values) {
-    char message[400];
-    const int written = std::snprintf(message, sizeof message, "%s: ", name);
-    std::snprintf(message + written, sizeof message - static_cast<size_t>(written), format, values...);
-    return api->CreateStatus(ErrorCode::kInvalidArgument, message);
+    return ort::refusal(api, launcher->spec->name, format, values...);
   }
 };
-
-#define KIMI_TRY(call)                                  \
-  do {                                                  \
-    if (Status* const status_ = (call)) return status_; \
-  } while (false)
 
 Status* read_field(const Api* api, const KernelInfo* info, const OpSpec& spec, const FieldSpec& field,
                    FieldValue* out) {
@@ -57,7 +45,7 @@ Status* read_field(const Api* api, const KernelInfo* info, const OpSpec& spec, c
   KIMI_TRY(api->KernelInfoGetAttribute_string(info, field.name, text, &size));
   if (&field == &spec.fields[spec.abi_field]) {
     if (std::strcmp(text, spec.abi) == 0) return nullptr;
-    return Kernel::refusal(
+    return refusal(
         api, spec.name,
         "the graph was exported for another ABI of the op than this library has; graph: %s; library: "
         "%s; export the model again, or build the library again: make cpu-kernels",
@@ -67,7 +55,7 @@ Status* read_field(const Api* api, const KernelInfo* info, const OpSpec& spec, c
     out->integer = choice;
     if (std::strcmp(text, field.choices[choice]) == 0) return nullptr;
   }
-  return Kernel::refusal(api, spec.name, "attribute %s is %s, which is no choice of it", field.name, text);
+  return refusal(api, spec.name, "attribute %s is %s, which is no choice of it", field.name, text);
 }
 
 Status* create_kernel(const CustomOp* op, const Api* api, const KernelInfo* info, void** out) {
@@ -156,21 +144,6 @@ Status* make_outputs(const Kernel& kernel, KernelContext* context, const int64_t
   }
   return nullptr;
 }
-
-struct Threads {
-  const Api* api;
-  KernelContext* context;
-  Status* failed;
-
-  // One batch for each task: a task takes its pieces itself.
-  static void run(void* self, void (*task)(void* argument, size_t index), size_t tasks, void* argument) {
-    Threads& threads = *static_cast<Threads*>(self);
-    Status* const status = threads.api->KernelContext_ParallelFor(threads.context, task, tasks, 0, argument);
-    if (status == nullptr) return;
-    if (threads.failed != nullptr) threads.api->ReleaseStatus(threads.failed);
-    threads.failed = status;
-  }
-};
 
 Status* describe(const Kernel& kernel, const cpu::Status& status) {
   const char* what = "a value of its inputs is out of range";

@@ -22,7 +22,7 @@ struct Allocator;
 
 enum class ElementType : int32_t { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt32 = 6 };
 enum class ErrorCode : int32_t { kFail = 1, kInvalidArgument = 2 };
-enum class Characteristic : int32_t { kRequired = 0, kOptional = 1 };
+enum class Characteristic : int32_t { kRequired = 0, kOptional = 1, kVariadic = 2 };
 
 using Unused = void (*)();
 
@@ -50,7 +50,10 @@ struct Api {
   void (*ReleaseStatus)(Status* status);
   Unused unused_94[38];
   void (*ReleaseAllocator)(Allocator* allocator);
-  Unused unused_133[141];
+  Unused unused_133[116];
+  Status* (*KernelInfoGetConstantInput_tensor)(const KernelInfo* info, size_t index, int* is_constant,
+                                               const Value** out);
+  Unused unused_250[24];
   Status* (*KernelContext_ParallelFor)(const KernelContext* context, void (*task)(void* argument, size_t index),
                                        size_t tasks, size_t batches, void* argument);
   Unused unused_275[3];
