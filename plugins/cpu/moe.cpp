@@ -5,6 +5,7 @@
 // parts on all threads. First units of (expert, tokens, range of rows) of gate and up. Then ranges of output columns,
 // each of which goes through all experts in their order, so that no two threads add to one sum.
 #include "moe_router.h"
+#include "team.h"
 #include "weight_rows.h"
 
 namespace kimi::cpu {
@@ -14,6 +15,8 @@ constexpr int64_t kFew = kLanes / 2 > 4 ? kLanes / 2 : 4;  // tokens of an exper
 constexpr int64_t kFewSteps = 4;                           // the same where strips multiply bytes
 constexpr int64_t kRouterTokens = 16;                      // tokens of a routing task
 constexpr int64_t kRouterBytes = 1 << 18;                  // of router weights from which few tokens share the threads
+constexpr int64_t kPreparedTokens = 2;                     // tokens of a task that prepares them
+constexpr int64_t kPhases = 6;
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kDownRows = 64;  // the most rows of a down task
 constexpr int64_t kBatch = 32;     // rows of gate and up between two SwiGLUs of few tokens
@@ -29,6 +32,7 @@ struct Memory {
   float *logits, *weights, *sorted_weights, *prepared, *activations, *scratch;
   int32_t *experts, *tokens, *offsets, *wanted;
   Unit* units;
+  Phase* phases;
   int64_t steps, panel, scratch_floats;  // of a thread's scratch: floats before its parts, after a strip, and all
   size_t bytes;
 };
@@ -60,6 +64,7 @@ Memory lay_out(const MixtureOfExpertsArguments& a, const Parallel& parallel) {
   take(m.offsets, a.num_experts + 1);
   take(m.wanted, a.tokens);
   take(m.units, most_units);
+  take(m.phases, kPhases);
   take(m.prepared, std::is_same_v<Rows, WeightRows> ? 0 : a.tokens * Rows::prepared(a.hidden));
   take(m.activations, most(choices * Rows::prepared(a.intermediate), (choices + padding) * a.intermediate));
   take(m.scratch, m.scratch_floats * parallel.threads);
@@ -75,30 +80,39 @@ class MixtureOfExperts {
 
   void run() {
     if (a_.tokens == 0) return;
-    route();
-    sort();
-    prepare();
-    gate_up();
-    down();
+    Team::run(parallel_, m_.phases, kPhases, [&](Team& team, int64_t slot) {
+      route(team);
+      team.each(1, [&](int64_t) {
+        sort();
+        want();
+      });
+      prepare(team);
+      float* const scratch = m_.scratch + slot * m_.scratch_floats;
+      gate_up(team, scratch);
+      down(team, scratch);
+    });
   }
 
  private:
-  void route() {
-    auto choose_for = [&](int64_t t) {
-      choose(a_, m_.logits + t * a_.num_experts, m_.experts + t * a_.top_k, m_.weights + t * a_.top_k);
-    };
+  void choose_for(int64_t t) {
+    choose(a_, m_.logits + t * a_.num_experts, m_.experts + t * a_.top_k, m_.weights + t * a_.top_k);
+  }
+
+  void route(Team& team) {
     const int64_t blocks = ceil_div(a_.tokens, kRouterTokens);
     const int64_t bytes = a_.num_experts * a_.hidden * 4;
     if (blocks < parallel_.threads && bytes >= kRouterBytes) {
       const int64_t parts = least(a_.num_experts, parallel_.threads * 2), size = ceil_div(a_.num_experts, parts);
-      parallel_.each(parts, [&](int64_t i, int64_t) {
+      team.each(parts, [&](int64_t i) {
         router_logits(a_, 0, a_.tokens, least(i * size, a_.num_experts), least((i + 1) * size, a_.num_experts),
                       m_.logits);
       });
-      for (int64_t t = 0; t < a_.tokens; ++t) choose_for(t);
+      team.each(blocks, [&](int64_t i) {
+        for (int64_t t = i * kRouterTokens; t < least((i + 1) * kRouterTokens, a_.tokens); ++t) choose_for(t);
+      });
       return;
     }
-    parallel_.each(blocks, [&](int64_t i, int64_t) {
+    team.each(blocks, [&](int64_t i) {
       const int64_t begin = i * kRouterTokens, end = least(begin + kRouterTokens, a_.tokens);
       router_logits(a_, begin, end, 0, a_.num_experts, m_.logits);
       for (int64_t t = begin; t < end; ++t) choose_for(t);
@@ -139,35 +153,39 @@ class MixtureOfExperts {
     }
   }
 
-  // Puts the inputs of units of few tokens into the order of their levels.
-  void prepare() {
+  // Notes the tokens that units of few tokens read.
+  void want() {
+    for (int64_t t = 0; t < a_.tokens; ++t) m_.wanted[t] = 0;
+    for (int64_t u = 0; u < units_; ++u) {
+      const Unit& unit = m_.units[u];
+      for (int64_t i = 0; unit.width == 0 && i < unit.count; ++i) m_.wanted[m_.tokens[unit.first + i]] = 1;
+    }
+  }
+
+  // Puts those into the order of their levels.
+  void prepare(Team& team) {
     if constexpr (!std::is_same_v<Rows, WeightRows>) {
-      for (int64_t t = 0; t < a_.tokens; ++t) m_.wanted[t] = 0;
-      for (int64_t u = 0; u < units_; ++u) {
-        const Unit& unit = m_.units[u];
-        for (int64_t i = 0; unit.width == 0 && i < unit.count; ++i) m_.wanted[m_.tokens[unit.first + i]] = 1;
-      }
-      parallel_.each(ceil_div(a_.tokens, kRouterTokens), [&](int64_t i, int64_t) {
-        for (int64_t t = i * kRouterTokens; t < least((i + 1) * kRouterTokens, a_.tokens); ++t) {
+      team.each(ceil_div(a_.tokens, kPreparedTokens), [&](int64_t i) {
+        for (int64_t t = i * kPreparedTokens; t < least((i + 1) * kPreparedTokens, a_.tokens); ++t) {
           if (!m_.wanted[t]) continue;
-          Rows::prepare(a_.hidden_states + t * a_.hidden, 0, a_.hidden, a_.block_size,
+          Rows::prepare(a_.hidden_states + t * a_.hidden, 0, a_.hidden, a_.hidden, a_.block_size,
                         m_.prepared + t * Rows::prepared(a_.hidden));
         }
       });
     }
   }
 
-  void gate_up() {
+  void gate_up(Team& team, float* scratch) {
     const int64_t granules = ceil_div(a_.intermediate, Rows::granule(a_.block_size));
     const int64_t wanted = ceil_div(kTasksPerThread * parallel_.threads, units_);
     const int64_t size = ceil_div(granules, least(granules, wanted)) * Rows::granule(a_.block_size);
     const int64_t parts = ceil_div(a_.intermediate, size);
-    parallel_.each(units_ * parts, [&](int64_t i, int64_t worker) {
+    team.each(units_ * parts, [&](int64_t i) {
       const Unit& unit = m_.units[i / parts];
       const int64_t begin = i % parts * size, end = least(begin + size, a_.intermediate);
       const Rows rows(a_.gate_up, unit.expert, 2 * a_.intermediate, a_.hidden, a_.block_size);
       if (unit.width)
-        strip_gate_up(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
+        strip_gate_up(rows, unit, begin, end, scratch);
       else
         few_gate_up(rows, unit, begin, end);
     });
@@ -195,7 +213,7 @@ class MixtureOfExperts {
       for (int64_t m = 0; m < unit.count; ++m) {
         // `prepare` counts columns from the row's start
         float* to = m_.activations + unit.activation + m * Rows::prepared(a_.intermediate);
-        Rows::prepare(activations[m] - j, j, stop, a_.block_size, to);
+        Rows::prepare(activations[m] - j, j, stop, a_.intermediate, a_.block_size, to);
       }
     }
   }
@@ -234,17 +252,17 @@ class MixtureOfExperts {
     }
   }
 
-  void down() {
+  void down(Team& team, float* scratch) {
     const int64_t wanted = ceil_div(a_.hidden, kTasksPerThread * parallel_.threads);
     const int64_t size = least(round_up(wanted, kLanes), kDownRows);
-    parallel_.each(ceil_div(a_.hidden, size), [&](int64_t i, int64_t worker) {
+    team.each(ceil_div(a_.hidden, size), [&](int64_t i) {
       const int64_t begin = i * size, end = least(begin + size, a_.hidden);
       for (int64_t t = 0; t < a_.tokens; ++t) fill_zero(a_.output + t * a_.hidden + begin, end - begin);
       for (int64_t u = 0; u < units_; ++u) {
         const Unit& unit = m_.units[u];
         const Rows rows(a_.down, unit.expert, a_.hidden, a_.intermediate, a_.block_size);
         if (unit.width)
-          strip_down(rows, unit, begin, end, m_.scratch + worker * m_.scratch_floats);
+          strip_down(rows, unit, begin, end, scratch);
         else
           few_down(rows, unit, begin, end);
       }

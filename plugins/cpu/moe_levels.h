@@ -2,6 +2,8 @@
 //
 // A chunk is a vector of 32-bit words of levels. A lane holds kLaneLevels consecutive columns, which share a scale as
 // blocks are larger; inputs are put into that order once per token. Levels are never stored unpacked, but for tiles.
+// With inputs in steps, blocks are looked after a vector at a time: a lane then holds what a block's scale and zero point
+// make of the input's, and each chunk's lanes pick theirs.
 #pragma once
 
 #include "moe_dot4.h"
@@ -17,12 +19,28 @@ inline Vec magnitude(Vec x) {
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-#ifdef __AVX512F__
-// table[index & 15] in every lane; the masked form, because the plain one reads an uninitialised value by design.
-inline Vec permuted(__m512 table, Words index) {
+// table[index % lanes] in every lane.
+inline Vec permuted(Vec table, Words index) {
+#if defined(__AVX512F__)
+  // the masked form, because the plain one reads an uninitialised value by design
   return _mm512_maskz_permutexvar_ps(0xffff, reinterpret_cast<__m512i>(index), table);
-}
+#elif defined(__AVX2__)
+  return _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(index));
+#else
+  Vec value;
+  for (int i = 0; i < KIMI_LANES; ++i) value[i] = table[index[i] % KIMI_LANES];
+  return value;
 #endif
+}
+
+// The first `count` <= kLanes floats, the rest zero.
+inline Vec load_first(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+  return count == kLanes ? load(from) : load_some(from, count);
+#endif
+}
 
 // One lane vector of `block` rows, `width` apart: the size of a step (127 make the largest magnitude) and its inverse.
 // `poison` is NaN where the rows hold a NaN or an infinity, and zero elsewhere.
@@ -126,22 +144,26 @@ class LevelRows {
     scales_ = w.scales + expert * rows * blocks_;
     zeros_ = w.zero_points ? w.zero_points + expert * rows * zero_bytes_ : nullptr;
     for (int i = 0; i < KIMI_LANES; ++i) {
+      lane_column_[i] = static_cast<uint32_t>(i * kLaneLevels);
       lane_block_[i] = static_cast<uint32_t>(i * kLaneLevels / block);
       zero_shift_[i] = lane_block_[i] * Bits;
     }
     chunk_blocks_ = kChunk > block ? kChunk / block : 1;
-    block_shift_ = __builtin_ctzll(static_cast<uint64_t>(block));
+    shift_ = static_cast<uint32_t>(__builtin_ctzll(static_cast<uint64_t>(block)));
   }
 
   // Ranges of columns that can be prepared by themselves.
   static int64_t granule(int64_t block) { return block > kChunk ? block : kChunk; }
   // Floats of a prepared input of so many columns.
-  static int64_t prepared(int64_t columns) { return (columns + kChunk - 1) / kChunk * kChunkFloats; }
+  static int64_t prepared(int64_t columns) {
+    const int64_t chunks = (columns + kChunk - 1) / kChunk * kChunkFloats;
+    return Steps ? chunks + 2 * ((columns / kLeastBlock + kLanes - 1) / kLanes * kLanes) : chunks;
+  }
 
-  // Puts the columns [begin, end) of x, whole granules but for the row's end, into their places in `to`. Chunk by
-  // chunk, the inputs in the lanes of their levels, then their sum in each lane, then with steps the lane's scale.
-  static void prepare(const float* x, int64_t begin, int64_t end, int64_t block, float* to) {
-    float scales[kMaxBlocks] = {};
+  // Puts the columns [begin, end) of x, whole granules but for the end of its `columns`, into their places in `to`. Chunk
+  // by chunk, the inputs in the lanes of their levels, then what becomes of the middle level in each lane. With steps,
+  // after all chunks, vectors of the blocks' scales and of the sums of their steps in turn.
+  static void prepare(const float* x, int64_t begin, int64_t end, int64_t columns, int64_t block, float* to) {
     for (int64_t k0 = begin; k0 < end; k0 += kChunk) {
       const int64_t count = end - k0 < kChunk ? end - k0 : kChunk;
       float values[kChunk] = {};
@@ -149,8 +171,13 @@ class LevelRows {
       if constexpr (Steps) {
         for (int64_t k = 0; k < count; k += block) {
           // a block larger than a chunk is measured again for each: it is in the nearest cache
-          const int64_t start = (k0 + k) / block * block, length = block < count ? block : count;
-          scales[k / block] = to_steps(x + start, block, values + k, length);
+          const int64_t index = (k0 + k) / block, length = block < count ? block : count;
+          float* const blocks = to + groups(columns) + index / kLanes * 2 * kLanes + index % kLanes;
+          const float scale = to_steps(x + index * block, block, values + k, length);
+          float total = (k0 + k) % block == 0 ? 0.0f : blocks[kLanes];
+          for (int64_t i = 0; i < length; ++i) total += values[k + i];
+          blocks[0] = scale;
+          blocks[kLanes] = total;
         }
       }
       float* out = to + k0 / kChunk * kChunkFloats;
@@ -158,9 +185,9 @@ class LevelRows {
         const float* lane = values + i * kLaneLevels;
         float total = 0.0f;
         for (int64_t s = 0; s < kLaneLevels; ++s) total += lane[s];
-        out[kInputs + i] = total;
         if constexpr (Steps) {
-          out[kInputs + kLanes + i] = scales[i * kLaneLevels / block];
+          const int32_t shift = -(1 << (Bits - 1)) * static_cast<int32_t>(total);
+          __builtin_memcpy(out + kInputs + i, &shift, sizeof shift);
           int8_t* bytes = reinterpret_cast<int8_t*>(out);
           // with 4 bits, words of the even levels, then of the odd
           constexpr int64_t words = kLaneLevels / 4;
@@ -168,6 +195,7 @@ class LevelRows {
             bytes[(s % words * kLanes + i) * 4 + s / words] = static_cast<int8_t>(lane[s]);
           }
         } else {
+          out[kInputs + i] = total;
           for (int64_t s = 0; s < kLaneLevels; ++s) out[s * kLanes + i] = lane[s];
         }
       }
@@ -177,26 +205,52 @@ class LevelRows {
   // totals[m] = row `row` * x[m], prepared, added up to a vector.
   template <int M>
   void dot(int64_t row, const float* const* x, Vec* totals) const {
-    const int64_t whole = columns_ / kChunk;
+    const int64_t whole = columns_ / kChunk, left = columns_ - whole * kChunk;
     const uint8_t* levels = levels_ + row * (columns_ * Bits / 8);
     const float* scales = scales_ + row * blocks_;
     const uint8_t* zeros = zeros_ ? zeros_ + row * zero_bytes_ : nullptr;
-    Vec total[M] = {};
-    for (int64_t c = 0; c < whole; ++c) {
-      // products of bytes are done sooner than memory delivers: a page ahead they take a tenth less
-      if constexpr (Steps) __builtin_prefetch(levels + c * kChunk * Bits / 8 + 4096);
-      const int64_t first = c * kChunk >> block_shift_;
-      add_chunk<M>(levels + c * kChunk * Bits / 8, scales + first, zeros ? zeros + first * Bits / 8 : nullptr, first, x,
-                   c, total);
-    }
-    if (const int64_t left = columns_ - whole * kChunk; left > 0) {
-      const int64_t first = whole * kChunk >> block_shift_, zero = first * Bits / 8;
-      uint8_t last_levels[4 * KIMI_LANES] = {}, last_zeros[2] = {};
-      float last_scales[kMaxBlocks] = {};
+    // the last chunk, whose memory may end within it
+    uint8_t last_levels[4 * KIMI_LANES] = {};
+    if (left > 0) {
       __builtin_memcpy(last_levels, levels + whole * kChunk * Bits / 8, static_cast<size_t>(left * Bits / 8));
-      copy_floats(last_scales, scales + first, (left + block_ - 1) / block_);
-      if (zeros) __builtin_memcpy(last_zeros, zeros + zero, static_cast<size_t>(zero_bytes_ - zero));
-      add_chunk<M>(last_levels, last_scales, zeros ? last_zeros : nullptr, first, x, whole, total);
+    }
+    Vec total[M] = {};
+    if constexpr (Steps) {
+      Vec scaled[M] = {};
+      Words column = lane_column_;
+      int64_t c = 0;
+      for (int64_t b = 0; b < blocks_; b += kLanes) {
+        const int64_t count = blocks_ - b < kLanes ? blocks_ - b : kLanes;
+        const Vec scale = load_first(scales + b, count);
+        const Vec zero = zeros ? zeros_of(zeros, b, count) : Vec{};
+        for (int m = 0; m < M; ++m) {
+          const float* blocks = x[m] + groups(columns_) + 2 * b;
+          scaled[m] = scale * load_first(blocks, count);
+          if (zeros) total[m] -= scaled[m] * (zero * load_first(blocks + kLanes, count));
+        }
+        const int64_t end = (b + kLanes) * block_ / kChunk < whole ? (b + kLanes) * block_ / kChunk : whole;
+        for (; c < end; ++c) {
+          // a page ahead these products take a tenth less: they are done sooner than memory delivers
+          __builtin_prefetch(levels + c * kChunk * Bits / 8 + 4096);
+          add_steps<M>(levels + c * kChunk * Bits / 8, column >> shift_, x, c, scaled, total);
+          column += static_cast<uint32_t>(kChunk);
+        }
+      }
+      if (left > 0) add_steps<M>(last_levels, column >> shift_, x, whole, scaled, total);
+    } else {
+      for (int64_t c = 0; c < whole; ++c) {
+        const int64_t first = c * kChunk >> shift_;
+        add_chunk<M>(levels + c * kChunk * Bits / 8, scales + first, zeros ? zeros + first * Bits / 8 : nullptr, first,
+                     x, c, total);
+      }
+      if (left > 0) {
+        const int64_t first = whole * kChunk >> shift_, zero = first * Bits / 8;
+        uint8_t last_zeros[2] = {};
+        float last_scales[kMaxBlocks] = {};
+        copy_floats(last_scales, scales + first, (left + block_ - 1) / block_);
+        if (zeros) __builtin_memcpy(last_zeros, zeros + zero, static_cast<size_t>(zero_bytes_ - zero));
+        add_chunk<M>(last_levels, last_scales, zeros ? last_zeros : nullptr, first, x, whole, total);
+      }
     }
     for (int m = 0; m < M; ++m) totals[m] = total[m];
   }
@@ -282,7 +336,11 @@ class LevelRows {
 
   static constexpr int64_t kMaxBlocks = kChunk / 32 > 0 ? kChunk / 32 : 1;
   static constexpr int64_t kInputs = Steps ? kLaneLevels / 4 * kLanes : kChunk;  // floats
-  static constexpr int64_t kChunkFloats = kInputs + (Steps ? 2 : 1) * kLanes;
+  static constexpr int64_t kChunkFloats = kInputs + kLanes;
+  static constexpr int64_t kLeastBlock = 32;
+
+  // Floats before the blocks of a prepared input.
+  static int64_t groups(int64_t columns) { return (columns + kChunk - 1) / kChunk * kChunkFloats; }
 
   // Steps of `length` values of `from`'s block, already in `values`, and the block's scale; NaN if that is not finite.
   static float to_steps(const float* from, int64_t block, float* values, int64_t length) {
@@ -310,8 +368,7 @@ class LevelRows {
   Vec scale_lanes(const float* scales) const {
     if (chunk_blocks_ == 1) return broadcast(scales[0]);
 #ifdef __AVX512F__
-    const auto some = static_cast<__mmask16>((1u << chunk_blocks_) - 1);
-    return permuted(_mm512_maskz_loadu_ps(some, scales), lane_block_);
+    return permuted(load_first(scales, chunk_blocks_), lane_block_);
 #else
     // two blocks at most, in words of 8 lanes or fewer
     return lane_block_ != 0u ? broadcast(scales[kMaxBlocks - 1]) : broadcast(scales[0]);
@@ -327,6 +384,46 @@ class LevelRows {
     return __builtin_convertvector(reinterpret_cast<Integers>(lanes), Floats);
   }
 
+  // The zero points of `count` blocks from `first` on, a multiple of the lanes, less the middle level.
+  static Vec zeros_of(const uint8_t* zeros, int64_t first, int64_t count) {
+    const uint8_t* const from = zeros + first * Bits / 8;
+#if defined(__AVX512F__)
+    const auto some = static_cast<__mmask16>((1u << ((count * Bits + 7) / 8)) - 1);
+    const __m128i bytes = _mm_maskz_loadu_epi8(some, from);
+    __m512i lanes = _mm512_maskz_cvtepu8_epi32(0xffff, bytes);
+    if constexpr (Bits == 4) {
+      // each byte is two blocks: word 0 in the first eight lanes, word 1 in the others
+      const __m512i half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+      const __m512i shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+      const __m512i words = _mm512_maskz_permutexvar_epi32(0xffff, half, _mm512_zextsi128_si512(bytes));
+      lanes = _mm512_and_si512(_mm512_maskz_srlv_epi32(0xffff, words, shift), _mm512_set1_epi32(15));
+    }
+    const Integers whole = reinterpret_cast<Integers>(lanes);
+#else
+    Integers whole{};
+    for (int64_t i = 0; i < count; ++i) whole[i] = Bits == 8 ? from[i] : from[i / 2] >> (i % 2 * 4) & 15;
+#endif
+    return __builtin_convertvector(whole, Floats) - static_cast<float>(1 << (Bits - 1));
+  }
+
+  // A chunk by inputs in steps; `block` has the block of each lane, `scaled` the blocks' scales by those of the inputs.
+  template <int M>
+  inline __attribute__((always_inline)) void add_steps(const uint8_t* levels, Words block, const float* const* x,
+                                                       int64_t chunk, const Vec* scaled, Vec* total) const {
+    const Words words = load_words(levels);
+    const Words low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
+    for (int m = 0; m < M; ++m) {
+      const float* const at = x[m] + chunk * kChunkFloats;
+      Integers products = reinterpret_cast<Integers>(load_words(at + kInputs));
+      if constexpr (Bits == 4)
+        products = dot4_nibbles(dot4_nibbles(products, low, load_words(at)), high, load_words(at + kLanes));
+      else
+        products = dot4(products, words, load_words(at));
+      total[m] += __builtin_convertvector(products, Floats) * permuted(scaled[m], block);
+    }
+  }
+
+  // The same by inputs as they are.
   template <int M>
   inline __attribute__((always_inline)) void add_chunk(const uint8_t* levels, const float* scales, const uint8_t* zeros,
                                                        int64_t first, const float* const* x, int64_t chunk,
@@ -337,35 +434,17 @@ class LevelRows {
     const float* at[M];
     for (int m = 0; m < M; ++m) at[m] = x[m] + chunk * kChunkFloats;
     Vec sums[M];
-    if constexpr (Steps) {
-      Integers products[M] = {};
-      if constexpr (Bits == 4) {
-        const Words low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
-        for (int m = 0; m < M; ++m) {
-          products[m] =
-              dot4_nibbles(dot4_nibbles(products[m], low, load_words(at[m])), high, load_words(at[m] + kLanes));
-        }
-      } else {
-        for (int m = 0; m < M; ++m) products[m] = dot4(products[m], words, load_words(at[m]));
-      }
-      const Vec zero = zeros ? zero_lanes(zeros, first) : broadcast(kMiddle);
-      for (int m = 0; m < M; ++m) {
-        sums[m] = __builtin_convertvector(products[m], Floats) - zero * load(at[m] + kInputs);
-        total[m] += sums[m] * (scale * load(at[m] + kInputs + kLanes));
-      }
-    } else {
-      for (int m = 0; m < M; ++m) sums[m] = Vec{};
-      if (zeros) {
-        const Vec shift = kMiddle - zero_lanes(zeros, first);
-        for (int m = 0; m < M; ++m) sums[m] = shift * load(at[m] + kInputs);
-      }
-#pragma GCC unroll 8
-      for (int s = 0; s < kLaneLevels; ++s) {
-        const Vec values = centred(words, s);
-        for (int m = 0; m < M; ++m) sums[m] += values * load(at[m] + s * kLanes);
-      }
-      for (int m = 0; m < M; ++m) total[m] += sums[m] * scale;
+    for (int m = 0; m < M; ++m) sums[m] = Vec{};
+    if (zeros) {
+      const Vec shift = kMiddle - zero_lanes(zeros, first);
+      for (int m = 0; m < M; ++m) sums[m] = shift * load(at[m] + kInputs);
     }
+#pragma GCC unroll 8
+    for (int s = 0; s < kLaneLevels; ++s) {
+      const Vec values = centred(words, s);
+      for (int m = 0; m < M; ++m) sums[m] += values * load(at[m] + s * kLanes);
+    }
+    for (int m = 0; m < M; ++m) total[m] += sums[m] * scale;
   }
 
   // The levels number s of every lane, less the middle one.
@@ -385,8 +464,9 @@ class LevelRows {
   const uint8_t* levels_;
   const float* scales_;
   const uint8_t* zeros_;
-  int64_t columns_, block_, blocks_, zero_bytes_, chunk_blocks_, block_shift_;
-  Words lane_block_, zero_shift_;
+  int64_t columns_, block_, blocks_, zero_bytes_, chunk_blocks_;
+  uint32_t shift_;  // of a column to its block
+  Words lane_column_, lane_block_, zero_shift_;
 };
 
 }  // namespace

@@ -185,7 +185,7 @@ class Tokenwise {
       if (std::is_same_v<Rows, WeightRows> || v.prepared_by != i) return;
       const int64_t columns = a_.values[v.a].columns;
       for (int64_t row = 0; row < rows; ++row) {
-        Rows::prepare(at(v.a, 0, row), 0, columns, v.block_size, prepared_[i] + row * Rows::prepared(columns));
+        Rows::prepare(at(v.a, 0, row), 0, columns, columns, v.block_size, prepared_[i] + row * Rows::prepared(columns));
       }
     });
   }

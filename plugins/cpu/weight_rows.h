@@ -20,7 +20,7 @@ class WeightRows : public FloatRows {
       : FloatRows{static_cast<const float*>(w.values) + expert * rows * columns, columns} {}
   static int64_t granule(int64_t) { return kLanes; }
   static int64_t prepared(int64_t columns) { return columns; }
-  static void prepare(const float* x, int64_t begin, int64_t end, int64_t, float* to) {
+  static void prepare(const float* x, int64_t begin, int64_t end, int64_t, int64_t, float* to) {
     copy_floats(to + begin, x + begin, end - begin);
   }
   const float* panel(int64_t row, int64_t, float*, int64_t* stride) const {
