@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
@@ -14,7 +15,9 @@ from kimi_deploy.errors import BackendError, ContractError, UsageError
 from kimi_deploy.runtime.heap import trim
 from kimi_deploy.runtime.huge_pages import collapse_new, private_memory
 from kimi_deploy.runtime.ort_kernels import OrtKernels
+from kimi_deploy.runtime.ort_tokenwise import NAME as TOKENWISE
 from kimi_deploy.runtime.ort_tokenwise import fuse
+from kimi_deploy.runtime.ort_weights import kernel_weights
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _NO_KERNEL = {
@@ -66,15 +69,12 @@ def open_session(
         options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
-    before = private_memory()
-    weights: dict[str, np.ndarray] = {}
+    weights: _Weights = {}
     if kernels is not None:
         kernels.register(options)
-        fused = fuse(model.read_bytes() if graph is None else graph, model.parent)
-        if fused is not None:
-            graph, weights = fused.graph, fused.weights
-            values = [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
-            options.add_external_initializers(list(weights), values)
+        graph, weights = _for_kernels(model, graph, kernels)
+        for weight, (_, value) in weights.items():
+            options.add_initializer(weight, value)
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
     providers: list[object] = [name]
@@ -82,8 +82,9 @@ def open_session(
         ort.preload_dlls()
         # it rounds the inputs of float32 products to TF32's 10 bits unless told not to
         providers = [(name, {"device_id": device_id, "use_tf32": "0"}), PROVIDERS["cpu"]]
+    before = private_memory()
     try:
-        session = ort.InferenceSession(str(model) if graph is None else graph, options, providers=providers)
+        session = _Session(weights, str(model) if graph is None else graph, options, providers=providers)
     except Exception as error:
         raise BackendError(
             f"ONNX Runtime {ort.__version__} cannot load the graph",
@@ -104,6 +105,32 @@ def open_session(
     if provider == "cpu":
         collapse_new(before)
     return session
+
+
+_Weights = dict[str, tuple[np.ndarray, ort.OrtValue]]
+"""Memory, and ONNX Runtime's view of it, which keeps none."""
+
+
+class _Session(ort.InferenceSession):
+    """A session that keeps the weights it was given: ONNX Runtime reads them where they are."""
+
+    def __init__(self, weights: _Weights, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)
+        self._weights = weights
+
+
+def _for_kernels(model: Path, graph: bytes | None, kernels: OrtKernels) -> tuple[bytes, _Weights]:
+    """The graph as the kernels run it, and the weights that they read."""
+    serialised = model.read_bytes() if graph is None else graph
+    proto = onnx.load_from_string(serialised)
+    sources = {}
+    for i in proto.graph.initializer:
+        sources[i.name] = onnx.TensorProto()
+        sources[i.name].CopyFrom(i)
+    transposed = fuse(proto) if TOKENWISE in kernels.abis else {}
+    arrays = kernel_weights(proto, transposed, sources, model.parent, kernels.abis)
+    weights = {name: (array, ort.OrtValue.ortvalue_from_numpy(array)) for name, array in arrays.items()}
+    return proto.SerializeToString(), weights
 
 
 def _available_provider(provider: str) -> str:

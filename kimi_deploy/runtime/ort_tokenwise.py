@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
@@ -28,50 +26,37 @@ _MOST_VALUES, _MOST_PORTS = 64, 192
 _BLOCKS = (32, 64, 128)
 
 
-@dataclass(frozen=True)
-class Fused:
-    """A graph with Tokenwise nodes, and the float32 weights [out, in] that those read, by the names they have in it."""
+def fuse(model: onnx.ModelProto) -> dict[str, str]:
+    """Put Tokenwise nodes into the graph of a quantised export; any other is left as it is.
 
-    graph: bytes
-    weights: dict[str, np.ndarray]
-
-
-def fuse(serialised: bytes, folder: Path) -> Fused | None:
-    """The graph of a quantised export with Tokenwise nodes; None for any other graph, or where nothing fits.
-
-    `folder` has the weights that lie outside of the graph. The session must be given those of the result.
+    Returns the float32 weights that those nodes read transposed, [out, in], by the name that they have now, and the
+    name that each had. They are declared in the graph, but their data is the caller's to give to the session.
     """
-    model = onnx.load_from_string(serialised)
-    if not any(node.op_type == _MATMUL and node.domain == MICROSOFT_DOMAIN for node in model.graph.node):
-        return None
-    columns = _Columns(model.graph)
-    steps = {id(node): step for node in model.graph.node if (step := columns.step(node)) is not None}
-    runs = _runs(model.graph, steps)
-    if not runs:
-        return None
+    graph = model.graph
+    if not any(node.op_type == _MATMUL and node.domain == MICROSOFT_DOMAIN for node in graph.node):
+        return {}
+    columns = _Columns(graph)
+    steps = {id(node): step for node in graph.node if (step := columns.step(node)) is not None}
+    runs = _runs(graph, steps)
+    outside = _read_outside(graph, runs)
     transposed: dict[str, str] = {}
-    members = {id(node) for run in runs for node in run}
+    members: set[int] = set()
     fused = []
-    outside = _read_outside(model.graph, runs)
     for run in runs:
         program = _Program(columns, transposed)
         for node in run:
             steps[id(node)](program)
-        fused.append(program.node(_name(run), [v for node in run for v in node.output if v in outside]))
-    ordered = _in_order([node for node in model.graph.node if id(node) not in members] + fused)
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
-    weights = {name: _transpose(columns.initializers[source], folder) for name, source in transposed.items()}
-    _replace_initializers(model.graph, transposed)
-    return Fused(model.SerializeToString(), weights)
-
-
-def _transpose(weight: TensorProto, folder: Path) -> np.ndarray:
-    loaded = TensorProto()
-    loaded.CopyFrom(weight)
-    if loaded.data_location == TensorProto.EXTERNAL:
-        onnx.external_data_helper.load_external_data_for_tensor(loaded, str(folder))
-    return np.ascontiguousarray(onnx.numpy_helper.to_array(loaded).T)
+        made = program.node(_name(run), [v for node in run for v in node.output if v in outside])
+        if len(program.lines) <= _MOST_VALUES and len(program.inputs) <= _MOST_PORTS:
+            members.update(id(node) for node in run)
+            fused.append(made)
+    ordered = _in_order([node for node in graph.node if id(node) not in members] + fused)
+    del graph.node[:]
+    graph.node.extend(ordered)
+    read = {name for node in ordered for name in node.input}
+    transposed = {name: source for name, source in transposed.items() if name in read}
+    _declare(graph, transposed)
+    return transposed
 
 
 class _Columns:
@@ -312,15 +297,16 @@ def _name(run: list[NodeProto]) -> str:
     return next(node.name for node in reversed(run) if node.op_type in (_MATMUL, "MatMul"))
 
 
-def _replace_initializers(graph: onnx.GraphProto, transposed: dict[str, str]) -> None:
-    """Declare the transposed weights, whose data the session is given, and drop those that nothing reads any more."""
+def _declare(graph: onnx.GraphProto, transposed: dict[str, str]) -> None:
+    """Declare the transposed weights, and drop those that nothing reads any more."""
     by_name = {i.name: i for i in graph.initializer}
     for name, source in transposed.items():
         declared = graph.initializer.add()
+        # ONNX Runtime wants to see data of this size, though it takes the caller's
         declared.CopyFrom(by_name[source])
         declared.name = name
         declared.dims[:] = reversed(by_name[source].dims)
-    read = {name for node in graph.node for name in node.input}
+    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
     kept = [i for i in graph.initializer if i.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)

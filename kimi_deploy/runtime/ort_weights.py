@@ -1,0 +1,61 @@
+"""The weights that our CPU kernels read, in memory of ours on huge pages.
+
+ONNX Runtime hands a kernel its weights where it has put them, in small pages mostly. A decode step reads each once, and
+looking up small pages then takes longer than reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
+
+from kimi_deploy.ops.spec import DOMAIN
+from kimi_deploy.runtime.huge_pages import huge_buffer
+
+_ALIGNMENT = 64
+
+
+def kernel_weights(
+    model: onnx.ModelProto, transposed: Mapping[str, str], sources: Mapping[str, TensorProto], folder: Path, ops: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Arrays of the initializers with data outside of the graph that nodes of `ops` read and no other node does.
+
+    `transposed` has those that are transposes, and of which of `sources`. `folder` is where the data is.
+    """
+    others = {name for node in model.graph.node if node.domain != DOMAIN or node.op_type not in ops for name in node.input}
+    wanted = {
+        i.name: i
+        for i in model.graph.initializer
+        if i.data_location == TensorProto.EXTERNAL and i.name not in others
+    }
+    sizes = {name: _bytes(i) for name, i in wanted.items()}
+    memory = huge_buffer(sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()))
+    arrays, begin = {}, 0
+    for name, declared in wanted.items():
+        dtype = helper.tensor_dtype_to_np_dtype(declared.data_type)
+        array = memory[begin : begin + sizes[name]].view(dtype).reshape(tuple(declared.dims))
+        begin += -(-sizes[name] // _ALIGNMENT) * _ALIGNMENT
+        if name in transposed:
+            np.copyto(array, _loaded(sources[transposed[name]], folder).T)
+        else:
+            np.copyto(array, _loaded(declared, folder))
+        arrays[name] = array
+    return arrays
+
+
+def _bytes(tensor: TensorProto) -> int:
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _loaded(tensor: TensorProto, folder: Path) -> np.ndarray:
+    loaded = TensorProto()
+    loaded.CopyFrom(tensor)
+    if loaded.data_location == TensorProto.EXTERNAL:
+        load_external_data_for_tensor(loaded, str(folder))
+    return numpy_helper.to_array(loaded)
