@@ -253,20 +253,32 @@ class MixtureOfExperts {
   }
 
   void down(Team& team, float* scratch) {
+    bool few = true;
+    for (int64_t u = 0; u < units_; ++u) few = few && m_.units[u].width == 0;
+    if (few) {
+      const Pieces pieces{ceil_div(a_.hidden, kLanes), parallel_.threads};
+      team.each(pieces.count(), [&](int64_t i) {
+        down_columns(pieces.begin(i) * kLanes, least(pieces.begin(i + 1) * kLanes, a_.hidden), scratch);
+      });
+      return;
+    }
     const int64_t wanted = ceil_div(a_.hidden, kTasksPerThread * parallel_.threads);
     const int64_t size = least(round_up(wanted, kLanes), kDownRows);
-    team.each(ceil_div(a_.hidden, size), [&](int64_t i) {
-      const int64_t begin = i * size, end = least(begin + size, a_.hidden);
-      for (int64_t t = 0; t < a_.tokens; ++t) fill_zero(a_.output + t * a_.hidden + begin, end - begin);
-      for (int64_t u = 0; u < units_; ++u) {
-        const Unit& unit = m_.units[u];
-        const Rows rows(a_.down, unit.expert, a_.hidden, a_.intermediate, a_.block_size);
-        if (unit.width)
-          strip_down(rows, unit, begin, end, scratch);
-        else
-          few_down(rows, unit, begin, end);
-      }
-    });
+    team.each(ceil_div(a_.hidden, size),
+              [&](int64_t i) { down_columns(i * size, least((i + 1) * size, a_.hidden), scratch); });
+  }
+
+  // Columns [begin, end) of the output, which no other thread writes.
+  void down_columns(int64_t begin, int64_t end, float* scratch) {
+    for (int64_t t = 0; t < a_.tokens; ++t) fill_zero(a_.output + t * a_.hidden + begin, end - begin);
+    for (int64_t u = 0; u < units_; ++u) {
+      const Unit& unit = m_.units[u];
+      const Rows rows(a_.down, unit.expert, a_.hidden, a_.intermediate, a_.block_size);
+      if (unit.width)
+        strip_down(rows, unit, begin, end, scratch);
+      else
+        few_down(rows, unit, begin, end);
+    }
   }
 
   void few_down(const Rows& rows, const Unit& unit, int64_t begin, int64_t end) {

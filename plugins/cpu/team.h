@@ -43,17 +43,36 @@ class Team {
   // task(index) for each index below `count`.
   template <class Task>
   void each(int64_t count, const Task& task) {
-    Phase& phase = *phase_++;
-    int64_t index;
-    while ((index = __atomic_fetch_add(&phase.next, 1, __ATOMIC_RELAXED)) < count) {
-      task(index);
-      __atomic_fetch_add(&phase.done, 1, __ATOMIC_RELEASE);
-    }
-    for (int64_t looks = 0; __atomic_load_n(&phase.done, __ATOMIC_ACQUIRE) < count; ++looks) wait(looks);
+    each(count, task, [](int64_t) {}, false);
+  }
+
+  // The same before another `each`: a thread that has to wait takes its first index of that one and calls warm(index).
+  template <class Task, class Warm>
+  void each_before(int64_t count, const Task& task, const Warm& warm) {
+    each(count, task, warm, true);
   }
 
  private:
   explicit Team(Phase* phases) : phase_(phases) {}
+
+  static int64_t claim(Phase* phase) { return __atomic_fetch_add(&phase->next, 1, __ATOMIC_RELAXED); }
+
+  template <class Task, class Warm>
+  void each(int64_t count, const Task& task, const Warm& warm, bool another) {
+    Phase* const phase = phase_++;
+    for (int64_t index = claimed_ < 0 ? claim(phase) : claimed_; index < count; index = claim(phase)) {
+      task(index);
+      __atomic_fetch_add(&phase->done, 1, __ATOMIC_RELEASE);
+    }
+    claimed_ = -1;
+    for (int64_t looks = 0; __atomic_load_n(&phase->done, __ATOMIC_ACQUIRE) < count; ++looks) {
+      if (another && looks == 0) {
+        claimed_ = claim(phase_);
+        warm(claimed_);
+      }
+      wait(looks);
+    }
+  }
 
   static void wait(int64_t looks) {
     // longer than a piece takes: the thread that has it may be waiting for this processor
@@ -65,6 +84,20 @@ class Team {
 
   static constexpr int64_t kLooks = 1 << 12;
   Phase* phase_;
+  int64_t claimed_ = -1;  // an index of the next phase, or none
+};
+
+// `total` rows or bytes in pieces for so many threads: a large one each, which is one stream of memory, and small ones for
+// whoever is done first.
+struct Pieces {
+  int64_t total, threads;
+
+  int64_t count() const { return 3 * threads; }
+  // Where piece `index` begins, and the one before it ends.
+  int64_t begin(int64_t index) const {
+    if (index <= threads) return total * 3 * index / (4 * threads);
+    return total * 3 / 4 + total * (index - threads) / (8 * threads);
+  }
 };
 
 }  // namespace

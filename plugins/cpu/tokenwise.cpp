@@ -15,8 +15,7 @@ constexpr int64_t kFew = kLanes / 2 > 4 ? kLanes / 2 : 4;  // tokens up to which
 constexpr int64_t kFewSteps = 4;                           // the same where strips multiply bytes
 constexpr int64_t kStrips = 8;                             // of a pass over the weights
 constexpr int64_t kPieceRows = 48;                         // of weights, of a piece of a strip's product
-constexpr int64_t kPieces = 4;                             // of a stage of few tokens, for each thread
-constexpr int64_t kLeastRows = 16;                         // of weights, of a piece of few tokens' product
+constexpr int64_t kWarmBytes = 1 << 14;                    // of the weights that a waiting thread will read first
 
 using Value = TokenwiseValue;
 
@@ -55,7 +54,6 @@ class Tokenwise {
         const int64_t rows = least(rows_, a_.rows - first);
         for (int32_t stage = 0; stage < stages_; ++stage) {
           if (few_) {
-            team.each(1, [&](int64_t) { few_elements(stage, rows); });
             few_stage(team, stage, rows);
           } else {
             const int64_t strips = ceil_div(rows, kStrip);
@@ -193,20 +191,33 @@ class Tokenwise {
   void few_stage(Team& team, int32_t stage, int64_t rows) const {
     int64_t total = 0;
     products(stage, [&](const Value& v, int32_t, auto*) { total += bytes_of(v); });
-    const int64_t piece = ceil_div(total, kPieces * parallel_.threads);
-    const auto rows_of = [&](const Value& v) {
-      const int64_t wanted = ceil_div(piece * v.columns, bytes_of(v));
-      return round_up(most(wanted, least(kLeastRows, v.columns)), kSumRows);
-    };
-    int64_t pieces = 0;
-    products(stage, [&](const Value& v, int32_t, auto*) { pieces += ceil_div(v.columns, rows_of(v)); });
-    team.each(pieces, [&](int64_t index) {
+    const Pieces pieces{total, parallel_.threads};
+    // what(value, index, Rows, first row, end) for the products that piece `piece` has rows of
+    const auto in_piece = [&](int64_t piece, const auto& what) {
+      int64_t before = 0;
       products(stage, [&](const Value& v, int32_t i, auto* pointer) {
-        const int64_t size = rows_of(v), own = ceil_div(v.columns, size);
-        if (index >= 0 && index < own) {
-          few_piece(pointer, v, i, index * size, least((index + 1) * size, v.columns), rows);
-        }
-        index -= own;
+        const auto row_at = [&](int64_t bytes) {
+          const int64_t row = (bytes - before) * v.columns / bytes_of(v) / kSumRows * kSumRows;
+          return bytes <= before ? 0 : bytes >= before + bytes_of(v) ? v.columns : row;
+        };
+        const int64_t begin = row_at(pieces.begin(piece)), end = row_at(pieces.begin(piece + 1));
+        if (begin < end) what(v, i, pointer, begin, end);
+        before += bytes_of(v);
+      });
+    };
+    const auto elements = [&](int64_t) { few_elements(stage, rows); };
+    if (total == 0) return team.each(1, elements);
+    team.each_before(1, elements, [&](int64_t piece) {
+      if (piece >= pieces.count()) return;
+      in_piece(piece, [&](const Value& v, int32_t, auto*, int64_t begin, int64_t end) {
+        const int64_t row = bytes_of(v) / v.columns, some = least((end - begin) * row, kWarmBytes);
+        const char* const from = static_cast<const char*>(a_.inputs[v.port]) + begin * row;
+        for (int64_t k = 0; k < some; k += 64) __builtin_prefetch(from + k);
+      });
+    });
+    team.each(pieces.count(), [&](int64_t piece) {
+      in_piece(piece, [&](const Value& v, int32_t i, auto* pointer, int64_t begin, int64_t end) {
+        few_piece(pointer, v, i, begin, end, rows);
       });
     });
   }
