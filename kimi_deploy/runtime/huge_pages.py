@@ -20,7 +20,7 @@ _MADV_COLLAPSE = 25  # linux/mman.h; kernels before 6.1 answer EINVAL
 
 
 def huge_buffer(size: int) -> np.ndarray:
-    """Zeroed memory of `size` bytes, uint8, that begins on a huge page and is on huge pages where the kernel has them."""
+    """Zeroed memory of `size` bytes, uint8, from the start of a huge page on, and on such where the kernel has them."""
     if sys.platform == "linux":
         memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)

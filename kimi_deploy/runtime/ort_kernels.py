@@ -22,6 +22,7 @@ from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.runtime.base import Kernels
 from kimi_deploy.runtime.ort_tokenwise import ABI as TOKENWISE_ABI
 from kimi_deploy.runtime.ort_tokenwise import NAME as TOKENWISE
+from kimi_deploy.runtime.ort_tokenwise import fuse
 
 FILE = "libkimi_ort.so"
 MAKE = "make cpu-kernels in the root of a clone of kimi-deploy"
@@ -72,6 +73,11 @@ class OrtKernels:
 
     def covers(self, graph: bytes) -> Kernels | None:
         """Its kernels for the ops of a serialised model: those of the library, in a float32 graph; None for no op."""
+    def covers(self, graph: bytes) -> tuple[str, ...]:
+        """The ops of a serialised model that its kernels run: those of the library, in a float32 graph.
+
+        Tokenwise, which no model has, is among them where it takes the place of other nodes.
+        """
         try:
             model = onnx.load_from_string(graph)
         except DecodeError:
@@ -80,6 +86,9 @@ class OrtKernels:
         metadata = {p.key: p.value for p in model.metadata_props}
         if METADATA_KEY not in metadata or GraphContract.from_json(metadata[METADATA_KEY]).dtype != "float32":
             return None
+            return ()
+        if TOKENWISE in self.abis:
+            fuse(model)
         used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
         ops = tuple(sorted(used & self.abis.keys()))
         return Kernels(ops, self.sha256, self.instruction_set) if ops else None

@@ -131,8 +131,8 @@ class _Columns:
             return (lambda p: p.add("join", node)) if all(name in self.of for name in names) else None
         if node.op_type == "Add" and all(self.of.get(name) for name in names):
             return lambda p: p.add("add", node)
-        if node.op_type in ("Sigmoid", "Mul") and self._gate(node) is not None:
-            last, gate, up = self._gate(node)
+        if node.op_type in ("Sigmoid", "Mul") and (found := self._gate(node)) is not None:
+            last, gate, up = found
             return lambda p: p.gate(last, gate, up) if node is last else None
         return None
 
@@ -157,14 +157,16 @@ class _Columns:
     def _gate(self, node: NodeProto) -> tuple[NodeProto, str, str] | None:
         """The last node of silu(gate) * up, which `node` is part of, and the names of gate and up.
 
-        The exported pattern: Split into both, Sigmoid of the gate, Mul with the gate, Mul with `up`; nothing else reads the
-        two before the last.
+        The exported pattern: Split into both, Sigmoid of the gate, Mul with the gate, Mul with `up`; nothing else reads
+        the two before the last.
         """
         if node.op_type == "Sigmoid":
             sigmoid = node
         else:
             found = [self._producers.get(name) for name in node.input]
-            found += [self._producers.get(name) for n in found if n is not None and n.op_type == "Mul" for name in n.input]
+            found += [
+                self._producers.get(name) for n in found if n is not None and n.op_type == "Mul" for name in n.input
+            ]
             candidates = [n for n in found if n is not None and n.op_type == "Sigmoid"]
             if len(candidates) != 1:
                 return None
@@ -175,10 +177,20 @@ class _Columns:
             return None
         last = self._only_reader(silu, "Mul")
         split = self._producers.get(gate)
-        if last is None or split is None or split.op_type != "Split" or len(self._sizes(split)) != 2 or gate not in self.of:
+        if (
+            last is None
+            or split is None
+            or split.op_type != "Split"
+            or len(self._sizes(split)) != 2
+            or gate not in self.of
+        ):
             return None
         up = [name for name in last.input if name != silu.output[0]]
-        if up != [split.output[1]] or self.of.get(up[0]) != self.of.get(gate) or not any(node is n for n in (sigmoid, silu, last)):
+        if (
+            up != [split.output[1]]
+            or self.of.get(up[0]) != self.of.get(gate)
+            or not any(node is n for n in (sigmoid, silu, last))
+        ):
             return None
         return last, gate, up[0]
 

@@ -21,17 +21,23 @@ _ALIGNMENT = 64
 
 
 def kernel_weights(
-    model: onnx.ModelProto, transposed: Mapping[str, str], sources: Mapping[str, TensorProto], folder: Path, ops: Collection[str]
+    model: onnx.ModelProto,
+    transposed: Mapping[str, str],
+    sources: Mapping[str, TensorProto],
+    folder: Path,
+    ops: Collection[str],
 ) -> dict[str, np.ndarray]:
     """Arrays of the initializers with data outside of the graph that nodes of `ops` read and no other node does.
 
-    `transposed` has those that are transposes, and of which of `sources`. `folder` is where the data is.
+    And of those of `transposed`, which says of which of `sources` each is the transpose. `folder` is where the data is.
     """
-    others = {name for node in model.graph.node if node.domain != DOMAIN or node.op_type not in ops for name in node.input}
+    others = {
+        name for node in model.graph.node if node.domain != DOMAIN or node.op_type not in ops for name in node.input
+    }
     wanted = {
         i.name: i
         for i in model.graph.initializer
-        if i.data_location == TensorProto.EXTERNAL and i.name not in others
+        if i.name in transposed or (i.data_location == TensorProto.EXTERNAL and i.name not in others)
     }
     sizes = {name: _bytes(i) for name, i in wanted.items()}
     memory = huge_buffer(sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()))

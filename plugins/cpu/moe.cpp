@@ -332,8 +332,9 @@ class MixtureOfExperts {
 namespace KIMI_CPU_LEVEL {
 
 size_t mixture_of_experts_workspace(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {
-  return with_rows(
-      arguments.bits, arguments.int8_activations, [&](auto* rows) { return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes; });
+  return with_rows(arguments.bits, arguments.int8_activations, [&](auto* rows) {
+    return lay_out<std::remove_pointer_t<decltype(rows)>>(arguments, parallel).bytes;
+  });
 }
 
 Status mixture_of_experts(const MixtureOfExpertsArguments& arguments, const Parallel& parallel) {

@@ -2,8 +2,8 @@
 //
 // A chunk is a vector of 32-bit words of levels. A lane holds kLaneLevels consecutive columns, which share a scale as
 // blocks are larger; inputs are put into that order once per token. Levels are never stored unpacked, but for tiles.
-// With inputs in steps, blocks are looked after a vector at a time: a lane then holds what a block's scale and zero point
-// make of the input's, and each chunk's lanes pick theirs.
+// With inputs in steps, blocks are looked after a vector at a time: a lane then holds what a block's scale and zero
+// point make of the input's, and each chunk's lanes pick theirs.
 #pragma once
 
 #include "moe_dot4.h"
@@ -160,9 +160,9 @@ class LevelRows {
     return Steps ? chunks + 2 * ((columns / kLeastBlock + kLanes - 1) / kLanes * kLanes) : chunks;
   }
 
-  // Puts the columns [begin, end) of x, whole granules but for the end of its `columns`, into their places in `to`. Chunk
-  // by chunk, the inputs in the lanes of their levels, then what becomes of the middle level in each lane. With steps,
-  // after all chunks, vectors of the blocks' scales and of the sums of their steps in turn.
+  // Puts the columns [begin, end) of x, whole granules but for the end of its `columns`, into their places in `to`.
+  // Chunk by chunk, the inputs in the lanes of their levels, then what becomes of the middle level in each lane. With
+  // steps, after all chunks, vectors of the blocks' scales and of the sums of their steps in turn.
   static void prepare(const float* x, int64_t begin, int64_t end, int64_t columns, int64_t block, float* to) {
     for (int64_t k0 = begin; k0 < end; k0 += kChunk) {
       const int64_t count = end - k0 < kChunk ? end - k0 : kChunk;

@@ -90,8 +90,8 @@ inline void tile_rows(int64_t count, int64_t vecs, const Tile& tile) {
   for (; row < count; ++row) tile_of<1>(row, vecs, tile);
 }
 
-// take(t, to, value, left): the first `left` <= kLanes of `value` belong at to = output[t] + n, which is y[n * width + t], for n
-// below `rows` and tokens t below `count`.
+// take(t, to, value, left): the first `left` <= kLanes of `value` belong at to = output[t] + n, which is y[n * width +
+// t], for n below `rows` and tokens t below `count`.
 template <class Take>
 inline void each_transposed(const float* y, int64_t width, int64_t rows, int64_t count, float* const* output,
                             const Take& take) {

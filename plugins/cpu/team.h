@@ -87,8 +87,8 @@ class Team {
   int64_t claimed_ = -1;  // an index of the next phase, or none
 };
 
-// `total` rows or bytes in pieces for so many threads: a large one each, which is one stream of memory, and small ones for
-// whoever is done first.
+// `total` rows or bytes in pieces for so many threads: a large one each, which is one stream of memory, and small ones
+// for whoever is done first.
 struct Pieces {
   int64_t total, threads;
 

@@ -320,9 +320,7 @@ size_t tokenwise_workspace(const TokenwiseArguments& arguments, const Parallel& 
   return Tokenwise(arguments, parallel).bytes();
 }
 
-void tokenwise(const TokenwiseArguments& arguments, const Parallel& parallel) {
-  Tokenwise(arguments, parallel).run();
-}
+void tokenwise(const TokenwiseArguments& arguments, const Parallel& parallel) { Tokenwise(arguments, parallel).run(); }
 
 }  // namespace KIMI_CPU_LEVEL
 }  // namespace kimi::cpu

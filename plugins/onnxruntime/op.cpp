@@ -45,11 +45,10 @@ Status* read_field(const Api* api, const KernelInfo* info, const OpSpec& spec, c
   KIMI_TRY(api->KernelInfoGetAttribute_string(info, field.name, text, &size));
   if (&field == &spec.fields[spec.abi_field]) {
     if (std::strcmp(text, spec.abi) == 0) return nullptr;
-    return refusal(
-        api, spec.name,
-        "the graph was exported for another ABI of the op than this library has; graph: %s; library: "
-        "%s; export the model again, or build the library again: make cpu-kernels",
-        text, spec.abi);
+    return refusal(api, spec.name,
+                   "the graph was exported for another ABI of the op than this library has; graph: %s; library: "
+                   "%s; export the model again, or build the library again: make cpu-kernels",
+                   text, spec.abi);
   }
   for (int32_t choice = 0; choice < field.choices.count; ++choice) {
     out->integer = choice;

@@ -13,6 +13,8 @@ namespace {
 using cpu::TokenwiseKind;
 using cpu::TokenwiseValue;
 
+constexpr int32_t kMaxPorts = 3 * cpu::kMaxTokenwiseValues;
+
 struct Kernel {
   const Api* api;
   Allocator* allocator = nullptr;
@@ -33,7 +35,7 @@ Status* read_constant(Kernel* kernel, const KernelInfo* info, int32_t port, Elem
   const Api& api = *kernel->api;
   const Value* value = nullptr;
   int constant = 0;
-  if (port < 0) return kernel->refuse("a port is below zero");
+  if (port < 0 || port >= kMaxPorts) return kernel->refuse("there is no port %d", static_cast<int>(port));
   KIMI_TRY(api.KernelInfoGetConstantInput_tensor(info, static_cast<size_t>(port), &constant, &value));
   if (!constant) return kernel->refuse("input %d is no constant", static_cast<int>(port));
   ElementType seen;
@@ -101,7 +103,7 @@ Status* read_line(Kernel* kernel, const KernelInfo* info, const std::string& lin
   const auto wrong = [&] { return kernel->refuse("the program has a wrong line: %.100s", line.c_str()); };
   if (what == "input") {
     v.kind = TokenwiseKind::kInput;
-    if (!(text >> v.port >> v.columns) || v.port < 0 || v.columns < 1) return wrong();
+    if (!(text >> v.port >> v.columns) || v.port < 0 || v.port >= kMaxPorts || v.columns < 1) return wrong();
     if (kernel->inputs.size() <= static_cast<size_t>(v.port)) kernel->inputs.resize(static_cast<size_t>(v.port) + 1);
     kernel->activations.push_back(static_cast<int32_t>(values.size()));
   } else {
@@ -185,7 +187,7 @@ Status* create(const CustomOp* op, const Api* api, const KernelInfo* info, void*
 Status* compute(void* pointer, KernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(pointer);
   const Api& api = *kernel.api;
-  const void* inputs[3 * cpu::kMaxTokenwiseValues];
+  const void* inputs[kMaxPorts];
   for (size_t i = 0; i < kernel.inputs.size(); ++i) inputs[i] = kernel.inputs[i];
   int64_t shape[8];
   size_t rank = 0;
@@ -249,9 +251,8 @@ const CustomOp& tokenwise_op(int32_t threads) {
     c.GetInputTypeCount = c.GetOutputTypeCount = [](const CustomOp*) { return size_t{1}; };
     c.GetInputType = [](const CustomOp*, size_t) { return ElementType::kUndefined; };
     c.GetOutputType = [](const CustomOp*, size_t) { return ElementType::kFloat; };
-    c.GetInputCharacteristic = c.GetOutputCharacteristic = [](const CustomOp*, size_t) {
-      return Characteristic::kVariadic;
-    };
+    c.GetInputCharacteristic =
+        c.GetOutputCharacteristic = [](const CustomOp*, size_t) { return Characteristic::kVariadic; };
     c.GetVariadicInputMinArity = c.GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
     c.GetVariadicInputHomogeneity = [](const CustomOp*) { return 0; };
     c.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };

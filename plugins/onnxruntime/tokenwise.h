@@ -1,5 +1,5 @@
-// Tokenwise, an op of this library's own: ONNX Runtime's nodes between our ops, which kimi_deploy/runtime/ort_tokenwise.py
-// puts together when a session is opened. No export has it.
+// Tokenwise, an op of this library's own: ONNX Runtime's nodes between our ops, which
+// kimi_deploy/runtime/ort_tokenwise.py puts together when a session is opened. No export has it.
 #pragma once
 
 #include "ort_abi.h"

@@ -21,6 +21,7 @@ from kimi_deploy.quantization.scheme import parse_scheme
 from kimi_deploy.runtime.open import open_runner
 from kimi_deploy.runtime.ort_kernels import OrtKernels
 from kimi_deploy.runtime.ort_runner import OrtRunner
+from kimi_deploy.runtime.ort_tokenwise import ABI, NAME
 from kimi_deploy.validate.run import Settings, validate_export
 from kimi_deploy.validate.selection import PARITY_CHECKS, QUANTIZED_CHECKS
 from tests.graph.conftest import export, no_progress
@@ -39,7 +40,7 @@ const char *kimi_ort_instruction_set(void) {{ return "none"; }}
 
 def test_the_library_was_built_for_this_packages_ops(library: OrtKernels) -> None:
     assert library.abis
-    assert library.abis.items() <= {name: op.abi for name, op in OPS.items()}.items()
+    assert library.abis.items() <= ({name: op.abi for name, op in OPS.items()} | {NAME: ABI}).items()
 
 
 def test_a_kernel_is_taken_in_the_place_of_a_body(library: OrtKernels, tmp_path: Path) -> None:
@@ -128,9 +129,13 @@ def test_the_demo_model_passes_every_check_on_kernels(library: OrtKernels, tmp_p
     settings = Settings(greedy_tokens=64, max_tokens=48, kernels=str(library.path))
     report = validate_export(DEMO, export(DEMO, tmp_path / "export"), settings, no_progress)
     assert report.passed
+<<<<<<< HEAD
     used = report.facts["kernels"]
     assert used["ops"] == sorted(set(library.abis) - {"QuantizedMixtureOfExperts"})
     assert (used["library"], used["instruction_set"]) == (sha256(library.path), library.instruction_set)
+=======
+    assert report.facts["kernels"] == sorted(set(library.abis) - {"QuantizedMixtureOfExperts", NAME})
+>>>>>>> 8b2cc00 (Test the token-wise kernel against float64, and name it among a runner's kernels)
     assert report.backend == "ONNX Runtime (cpu, our kernels)"
 
 
@@ -140,7 +145,11 @@ def test_the_quantised_demo_model_passes_every_check_on_kernels(library: OrtKern
     exported = export(DEMO, tmp_path / "export", quantization=parse_scheme("int4"))
     report = validate_export(DEMO, exported, settings, no_progress)
     assert report.passed, report.failure
+<<<<<<< HEAD
     assert "QuantizedMixtureOfExperts" in report.facts["kernels"]["ops"]
+=======
+    assert {"QuantizedMixtureOfExperts", NAME} <= set(report.facts["kernels"])
+>>>>>>> 8b2cc00 (Test the token-wise kernel against float64, and name it among a runner's kernels)
     assert {r.check for r in report.rows} >= {*PARITY_CHECKS, *QUANTIZED_CHECKS}
 
 
