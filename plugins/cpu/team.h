@@ -95,8 +95,8 @@ struct Pieces {
   int64_t count() const { return 3 * threads; }
   // Where piece `index` begins, and the one before it ends.
   int64_t begin(int64_t index) const {
-    if (index <= threads) return total * 3 * index / (4 * threads);
-    return total * 3 / 4 + total * (index - threads) / (8 * threads);
+    const int64_t eighths = index <= threads ? 6 * index : 5 * threads + index;
+    return total * eighths / (8 * threads);
   }
 };
 
