@@ -72,9 +72,7 @@ class OrtKernels:
         return bool(self._library.kimi_ort_choose_instruction_set(instruction_set.encode()))
 
     def covers(self, graph: bytes) -> Kernels | None:
-        """Its kernels for the ops of a serialised model: those of the library, in a float32 graph; None for no op."""
-    def covers(self, graph: bytes) -> tuple[str, ...]:
-        """The ops of a serialised model that its kernels run: those of the library, in a float32 graph.
+        """Its kernels for the ops of a serialised model: those of the library, in a float32 graph; None for no op.
 
         Tokenwise, which no model has, is among them where it takes the place of other nodes.
         """
@@ -86,7 +84,6 @@ class OrtKernels:
         metadata = {p.key: p.value for p in model.metadata_props}
         if METADATA_KEY not in metadata or GraphContract.from_json(metadata[METADATA_KEY]).dtype != "float32":
             return None
-            return ()
         if TOKENWISE in self.abis:
             fuse(model)
         used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
