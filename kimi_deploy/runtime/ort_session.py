@@ -119,7 +119,7 @@ class _Session(ort.InferenceSession):
         self._weights = weights
 
 
-def _for_kernels(model: Path, graph: bytes | None, kernels: OrtKernels) -> tuple[bytes, _Weights]:
+def _for_kernels(model: Path, graph: bytes | None, kernels: OrtKernels) -> tuple[bytes | None, _Weights]:
     """The graph as the kernels run it, and the weights that they read."""
     serialised = model.read_bytes() if graph is None else graph
     proto = onnx.load_from_string(serialised)
@@ -128,6 +128,8 @@ def _for_kernels(model: Path, graph: bytes | None, kernels: OrtKernels) -> tuple
         sources[i.name] = onnx.TensorProto()
         sources[i.name].CopyFrom(i)
     transposed = fuse(proto) if TOKENWISE in kernels.abis else {}
+    if not transposed:
+        return graph, {}
     arrays = kernel_weights(proto, transposed, sources, model.parent, kernels.abis)
     weights = {name: (array, ort.OrtValue.ortvalue_from_numpy(array)) for name, array in arrays.items()}
     return proto.SerializeToString(), weights

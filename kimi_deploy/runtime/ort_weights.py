@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
 
 from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.runtime.huge_pages import huge_buffer
@@ -60,8 +59,9 @@ def _bytes(tensor: TensorProto) -> int:
 
 
 def _loaded(tensor: TensorProto, folder: Path) -> np.ndarray:
-    loaded = TensorProto()
-    loaded.CopyFrom(tensor)
-    if loaded.data_location == TensorProto.EXTERNAL:
-        load_external_data_for_tensor(loaded, str(folder))
-    return numpy_helper.to_array(loaded)
+    """A view of the data where it is: a copy would stay in the process's heap."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / place["location"], dtype, "r", int(place.get("offset", 0)), tuple(tensor.dims))
