@@ -19,8 +19,7 @@ from kimi_deploy.errors import ExportError
 from kimi_deploy.onnx.passes import TRANSPOSED
 from kimi_deploy.onnx.quantized_functions import GATHER, MATMUL, quantized_functions
 from kimi_deploy.onnx.weights import Initializer, Piece, Region, WeightPlan, row_parts
-from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN, MICROSOFT_OPSET
-from kimi_deploy.ops.quantized_mixture_of_experts.body import FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS
+from kimi_deploy.ops.flavours import FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS, MICROSOFT_DOMAIN, MICROSOFT_OPSET
 from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC
 from kimi_deploy.ops.spec import DOMAIN
 from kimi_deploy.quantization.blocks import pack, quantize

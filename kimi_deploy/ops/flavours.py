@@ -16,6 +16,8 @@ ONNX_OPSET = 27
 """Opset of every body, and the one a model that carries them must import."""
 MICROSOFT_DOMAIN = "com.microsoft"
 MICROSOFT_OPSET = 1
+INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1
+"""Values of `accuracy_level` in ONNX Runtime's quantised kernels."""
 
 
 def check_flavour(flavour: str) -> Flavour:

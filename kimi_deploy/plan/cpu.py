@@ -18,6 +18,7 @@ from kimi_deploy.plan.speed import expected_experts
 from kimi_deploy.quantization.scheme import Scheme
 from kimi_deploy.quantization.selection import Role, quantized_parameters
 from kimi_deploy.quantization.storage import stored_parts
+from kimi_deploy.runtime.huge_pages import MOST_BYTES
 from kimi_deploy.weights import weight_table
 
 PROCESS_BYTES, PROCESS_BYTES_WITH_KERNELS = 90_000_000, 82_000_000
@@ -46,8 +47,9 @@ def cpu_weights(
     """What is in memory of an export's weights after `tokens` tokens of all rows together, equally likely each.
 
     `scheme` is settled; the bodies are `ort`. A float32 weight is in memory once: packed by the product that reads it,
-    or mapped. One of 16 bits is widened when it is loaded. Of experts that are mapped only those chosen count, which is
-    the most that they can become, of an embedding table what lies around the rows looked up.
+    or mapped. One of 16 bits is widened when it is loaded. The library's kernels read quantised weights as they are
+    stored. Of experts that are mapped only those chosen count, which is the most that they can become, of an embedding
+    table what lies around the rows looked up.
     """
     kept = _kept(config, dtype, scheme, kernels)
     chosen = expected_experts(config, tokens) / config.num_experts if config.num_experts else 0.0
@@ -79,6 +81,8 @@ def _kept(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None, kernels
                 tables = stored
             elif component == "experts" and kernels:
                 experts += sum(stored)
+            elif kernels:
+                mapped += sum(stored)
             else:
                 own, read = quantized_bytes(weight.shape, roles[weight.name], scheme)
                 packed, mapped = packed + own, mapped + read
@@ -90,6 +94,9 @@ def _kept(config: KimiLinearConfig, dtype: Dtype, scheme: Scheme | None, kernels
             packed, mapped = packed + (0 if kernels else round(KV_B_COPIES * wide)), mapped + kernels * wide
         else:
             packed += wide
+    if scheme is not None and kernels and packed + mapped + experts <= MOST_BYTES:
+        # kernel_weights of kimi_deploy/runtime/ort_weights.py copies what is no more
+        packed, mapped, experts = packed + mapped + experts, 0, 0
     return _Kept(packed, mapped, experts, tables)
 
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import NodeProto, TensorProto
 
-from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN
-from kimi_deploy.ops.quantized_mixture_of_experts.body import INT8_ACTIVATIONS
+from kimi_deploy.ops.flavours import INT8_ACTIVATIONS, MICROSOFT_DOMAIN
 from kimi_deploy.ops.spec import DOMAIN
 
 NAME = "Tokenwise"

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kimi_deploy.ops.spec import DOMAIN
-from kimi_deploy.runtime.huge_pages import huge_buffer
+from kimi_deploy.runtime.huge_pages import MOST_BYTES, huge_buffer
 
 _ALIGNMENT = 64
 
@@ -26,9 +26,11 @@ def kernel_weights(
     folder: Path,
     ops: Collection[str],
 ) -> dict[str, np.ndarray]:
-    """Arrays of the initializers with data outside of the graph that nodes of `ops` read and no other node does.
+    """Arrays of the weights of `transposed`, which says of which of `sources` each is the transpose.
 
-    And of those of `transposed`, which says of which of `sources` each is the transpose. `folder` is where the data is.
+    And, where all together are at most MOST_BYTES, of the initializers with data outside of the graph that nodes of
+    `ops` read and no other node does. Larger ones stay in the files, where a kernel reads no more than the experts that
+    are chosen. `folder` is where the data is.
     """
     others = {
         name for node in model.graph.node if node.domain != DOMAIN or node.op_type not in ops for name in node.input
@@ -39,12 +41,15 @@ def kernel_weights(
         if i.name in transposed or (i.data_location == TensorProto.EXTERNAL and i.name not in others)
     }
     sizes = {name: _bytes(i) for name, i in wanted.items()}
+    if sum(sizes.values()) > MOST_BYTES:
+        sizes = {name: size for name, size in sizes.items() if name in transposed}
     memory = huge_buffer(sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()))
     arrays, begin = {}, 0
-    for name, declared in wanted.items():
+    for name, size in sizes.items():
+        declared = wanted[name]
         dtype = helper.tensor_dtype_to_np_dtype(declared.data_type)
-        array = memory[begin : begin + sizes[name]].view(dtype).reshape(tuple(declared.dims))
-        begin += -(-sizes[name] // _ALIGNMENT) * _ALIGNMENT
+        array = memory[begin : begin + size].view(dtype).reshape(tuple(declared.dims))
+        begin += -(-size // _ALIGNMENT) * _ALIGNMENT
         if name in transposed:
             np.copyto(array, _loaded(sources[transposed[name]], folder).T)
         else:

@@ -8,8 +8,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN, MICROSOFT_OPSET, ONNX_OPSET
-from kimi_deploy.ops.quantized_mixture_of_experts.body import FLOAT32_ACTIVATIONS, INT8_ACTIVATIONS
+from kimi_deploy.ops.flavours import (
+    FLOAT32_ACTIVATIONS,
+    INT8_ACTIVATIONS,
+    MICROSOFT_DOMAIN,
+    MICROSOFT_OPSET,
+    ONNX_OPSET,
+)
 from kimi_deploy.ops.spec import DOMAIN, DOMAIN_VERSION
 
 EPSILON = 1e-5

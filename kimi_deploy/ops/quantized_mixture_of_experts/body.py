@@ -9,15 +9,18 @@ import onnx_ir as ir
 
 from kimi_deploy.contract import Dtype
 from kimi_deploy.ops.block_quantized import dequantized, rounded
-from kimi_deploy.ops.flavours import MICROSOFT_DOMAIN, Flavour, check_flavour
+from kimi_deploy.ops.flavours import (
+    FLOAT32_ACTIVATIONS,
+    INT8_ACTIVATIONS,
+    MICROSOFT_DOMAIN,
+    Flavour,
+    check_flavour,
+)
 from kimi_deploy.ops.function_builder import FunctionBuilder, op_builder, op_function
 from kimi_deploy.ops.mixture_of_experts.body import route
 from kimi_deploy.ops.mixture_of_experts.body_experts import Sizes, spread, swiglu
 from kimi_deploy.ops.quantized_mixture_of_experts.spec import SPEC
 from kimi_deploy.ops.spec import AttributeValue
-
-INT8_ACTIVATIONS, FLOAT32_ACTIVATIONS = 4, 1
-"""Values of `accuracy_level` in ONNX Runtime's quantised kernels."""
 
 
 class Format(NamedTuple):
