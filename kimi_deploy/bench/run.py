@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,9 @@ from kimi_deploy.bench.report import (
 )
 from kimi_deploy.bench.worker import Measurement, Task
 from kimi_deploy.errors import BackendError
+
+FLOORS = "floors"
+"""The worker that measures the machine."""
 
 
 def run_bench(
@@ -106,11 +110,28 @@ def _spreads(measurements: list[Measurement]) -> dict[str, Spread]:
 
 
 def _rates(threads: int) -> Rates:
-    return Rates(**_run_process("kimi_deploy.bench.floors", str(threads), threads, "floors"))
+    return Rates(**_run_process("kimi_deploy.bench.floors", str(threads), threads, FLOORS))
 
 
 def _run_worker(task: Task) -> dict[str, Any]:
     return _run_process("kimi_deploy.bench.worker", json.dumps(asdict(task)), task.threads, task.backend)
+
+
+def _failed(name: str, done: subprocess.CompletedProcess[str]) -> BackendError:
+    """The error of a process that ended without a typed one."""
+    # the last line names the exception; what stands above it is our own call stack
+    seen = done.stderr.strip().rsplit("\n", 1)[-1][:1000]
+    without = "" if name == FLOORS else f", or leave {name} out of --backend"
+    fix = f"report this as a bug{without}"
+    if done.returncode < 0:
+        ended = f"ended by signal {-done.returncode}, {signal.strsignal(-done.returncode)}"
+        seen = f"{ended}: {seen}" if seen else ended
+        fix = "look whether there was enough memory, and measure fewer or shorter sequences"
+    elif seen.startswith(("ModuleNotFoundError", "ImportError")):
+        fix = f"install what it names{without}"
+    elif "MemoryError" in seen or "out of memory" in seen:
+        fix = "measure fewer or shorter sequences (--batch, --context)"
+    return BackendError(f"the {name} worker failed", seen=seen, fix=fix)
 
 
 def _run_process(module: str, argument: str, threads: int, name: str) -> dict[str, Any]:
@@ -119,12 +140,7 @@ def _run_process(module: str, argument: str, threads: int, name: str) -> dict[st
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise BackendError(
-            f"the {name} worker failed",
-            # the last line names the exception; what stands above it is our own call stack
-            seen=done.stderr.strip().rsplit("\n", 1)[-1][:1000],
-            fix=f"install what it names, or leave {name} out of --backend",
-        )
+        raise _failed(name, done)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "error" in result:
         error = result["error"]

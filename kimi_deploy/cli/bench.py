@@ -21,7 +21,9 @@ from kimi_deploy.cli.common import (
     print_json,
     print_table,
     progress,
+    refuse_others,
     say,
+    was_given,
 )
 from kimi_deploy.cli.sizes import TokenCount
 from kimi_deploy.errors import UsageError
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
     from kimi_deploy.bench.report import Report, Spread
 
 PHASES = ("prefill", "decode")
+_OF_EVERY_MODE = ("backends", "threads", "decode_steps", "kernels", "as_json")
+TAKEN = {
+    "--long-context": ("long_context", "chunk", "checkpoint", "plot", "output", *_OF_EVERY_MODE),
+    "--curve": ("curve", *_OF_EVERY_MODE),
+    "--profile": ("profile", "engine", "prompt_tokens", *_OF_EVERY_MODE),
+}
+"""What is measured instead of the runtimes at every point, and the options that each takes."""
 
 
 class DefaultGroup(click.Group):
@@ -178,6 +187,10 @@ def model_command(
     --gguf-type.
     """
     require_folder(model, "a checkpoint folder with config.json and safetensors files")
+    instead = {"--long-context": long_context, "--curve": curve or None, "--profile": profile}
+    for mode, value in instead.items():
+        if value is not None:
+            refuse_others(mode, TAKEN[mode])
     for option, file in (("--output", output), ("--plot", plot), ("--checkpoint", checkpoint)):
         if file is not None:
             check_writable(option, file)
@@ -196,10 +209,9 @@ def model_command(
         if not run_long_context(export, *numbers, checkpoint, plot, output, as_json):
             click.get_current_context().exit(1)
         return
-    if checkpoint is not None:
-        raise UsageError("--checkpoint is of --long-context", fix="add --long-context N")
-    if plot is not None and (curve or profile is not None):
-        raise UsageError("--curve and --profile draw no --plot", fix="leave --plot out")
+    given = {str(p.name) for p in click.get_current_context().command.params if was_given(p)}
+    for name in {"checkpoint", "chunk"} & given:
+        raise UsageError(f"--{name} is of --long-context", fix="add --long-context N")
     if curve:
         from kimi_deploy.cli.bench_context import run_curve
 
@@ -229,6 +241,10 @@ def model_command(
         check_source(manifest, export, model, Checkpoint.open(model).fingerprint())
     if ("llama.cpp" in chosen) != (llama_cpp is not None):
         raise UsageError("--backend llama.cpp and --llama-cpp go together", fix="give both, or neither")
+    if "gguf_type" in given and llama_cpp is None:
+        raise UsageError("--gguf-type is of --backend llama.cpp", fix="leave --gguf-type out")
+    if {"contexts", "prompt_tokens"} <= given:
+        raise UsageError("--context and --prompt-tokens say the same", fix="leave one of them out")
     if llama_cpp is not None and max(batches) > 1:
         raise UsageError("llama.cpp is measured with one sequence", seen=f"--batch {max(batches)}", fix="leave one out")
     if llama_cpp is not None:
@@ -237,7 +253,9 @@ def model_command(
         check_llama_cpp(llama_cpp)
     check_packages(chosen)
     kernels = resolve_kernels(kernels, chosen, export)
-    trt = _engine(engine, export, "trt" in chosen)
+    contexts = contexts or (prompt_tokens,)
+    states = [(batch, context + decode_steps + 1) for batch in batches for context in contexts]
+    trt = _engine(engine, export, "trt" in chosen, states)
     with tempfile.TemporaryDirectory() as temporary:
         gguf = Path(temporary) / f"{gguf_type}.gguf"
         if llama_cpp is not None:
@@ -249,7 +267,7 @@ def model_command(
         tasks = [
             Task(name, str(folders.get(name, model)), context, decode_steps, repeats, threads, batch, kernels)
             for batch in batches
-            for context in contexts or (prompt_tokens,)
+            for context in contexts
             for name in chosen
         ]
         with progress("measuring", len(tasks) * rounds, unit="runs") as advance:
@@ -267,15 +285,21 @@ def model_command(
         _print_report(report)
 
 
-def _engine(folder: Path | None, export: Path, wanted: bool) -> Path | None:
-    """The folder of --engine, checked: a worker would find out only after the others have run."""
+def _engine(folder: Path | None, export: Path, wanted: bool, states: list[tuple[int, int]]) -> Path | None:
+    """The folder of --engine, checked, also for states of these batches and capacities: a worker would find out only
+    after the others have run.
+    """
     if wanted != (folder is not None):
         raise UsageError("--backend trt and --engine go together", fix="give both, or neither")
     if folder is not None:
-        from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu
+        from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu, recorded_profiles
+        from kimi_deploy.runtime.trt_session import check_state
 
         check_built_from(folder, export)
-        check_gpu(*check_engine(folder))
+        manifest, backend = check_engine(folder)
+        for batch, capacity in states:
+            check_state(recorded_profiles(manifest), batch, capacity)
+        check_gpu(manifest, backend)
     return folder
 
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,21 @@ def check_writable(option: str, path: Path) -> None:
         raise UsageError(
             f"{option}: the folder {parent} cannot be written", seen=str(error.strerror), fix="give another folder"
         ) from error
+
+
+def was_given(parameter: click.Parameter) -> bool:
+    """Whether a parameter of the running command was given, and is not its default."""
+    source = click.get_current_context().get_parameter_source(str(parameter.name))
+    return source not in (None, click.core.ParameterSource.DEFAULT)
+
+
+def refuse_others(mode: str, taken: Collection[str]) -> None:
+    """Raise UsageError for an option of the running command that was given and is not of those `taken` in this `mode`:
+    it would change nothing. They are named as the command's parameters.
+    """
+    for option in click.get_current_context().command.params:
+        if isinstance(option, click.Option) and was_given(option) and option.name not in taken:
+            raise UsageError(f"{option.opts[-1]} is not of {mode}", fix="leave one of them out")
 
 
 def print_json(value: Any) -> None:

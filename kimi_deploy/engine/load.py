@@ -17,6 +17,7 @@ from kimi_deploy.engine.recipe import AMPERE, parse_capability
 from kimi_deploy.errors import BackendError, EngineError, ManifestError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.ops.plugins import PLUGIN_OPS
+from kimi_deploy.runtime.trt_session import ProfileLimits, limits_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,20 @@ def detail(manifest: Manifest, key: str, kind: type) -> Any:
 def contract_of(manifest: Manifest) -> GraphContract:
     """The graph's interface, as the engine keeps it."""
     return GraphContract.from_json(json.dumps(detail(manifest, "contract", dict)))
+
+
+def recorded_profiles(manifest: Manifest) -> tuple[ProfileLimits, ...]:
+    """The profiles that the engine was built with, from its manifest alone."""
+    contract = contract_of(manifest)
+    try:
+        return tuple(
+            limits_of(name, entry["index"], contract, entry["shapes"])
+            for name, entry in detail(manifest, "profiles", dict).items()
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(
+            "the engine's manifest does not say what its profiles hold", seen=str(error), fix="build the engine again"
+        ) from error
 
 
 def check_engine(folder: Path) -> tuple[Manifest, Backend]:

@@ -26,7 +26,7 @@ from kimi_deploy.contract import (
     SEQUENCE,
     SEQUENCE_LENGTHS,
 )
-from kimi_deploy.errors import BackendError, StateError
+from kimi_deploy.errors import BackendError
 from kimi_deploy.runtime.base import Call, Runner
 from kimi_deploy.runtime.dlpack import DeviceTensor
 from kimi_deploy.runtime.state import State
@@ -39,6 +39,7 @@ from kimi_deploy.runtime.trt_session import (
     OnLayer,
     ProfileLimits,
     Sizes,
+    check_state,
     choose_profile,
 )
 from kimi_deploy.runtime.trt_storage import BufferPool, Buffers, TrtStorage
@@ -73,14 +74,7 @@ class TrtRunner(Runner):
         return ranges[BATCH][1], ranges[CAPACITY][1] if CAPACITY in ranges else None
 
     def _new_storage(self, batch: int, capacity: int) -> TrtStorage:
-        sizes = Sizes(batch, 1, capacity, 1)
-        if not any(p.holds(sizes, (BATCH, CAPACITY)) for p in self._session.profiles):
-            raise StateError(
-                "the engine has no profile for a state of this size",
-                seen=f"batch {batch}, capacity {capacity}",
-                expected=" or ".join(map(str, self._session.profiles)),
-                fix="use sizes in these ranges (--capacity), or build the engine with wider ones",
-            )
+        check_state(self._session.profiles, batch, capacity)
         return TrtStorage(self._device, self._pool, batch, capacity)
 
     def _run(self, call: Call, state: State) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from kimi_deploy.contract import BATCH, CAPACITY, NUM_LOGITS, SEQUENCE, GraphContract
-from kimi_deploy.errors import EngineError
+from kimi_deploy.errors import EngineError, StateError
 
 
 class Sizes(NamedTuple):
@@ -70,6 +70,17 @@ def choose_profile(profiles: Sequence[ProfileLimits], sizes: Sizes) -> ProfileLi
         expected=" or ".join(map(str, profiles)),
         fix="use sizes in these ranges, or build the engine with wider ones (build-engine --prefill, --decode)",
     )
+
+
+def check_state(profiles: Sequence[ProfileLimits], batch: int, capacity: int) -> None:
+    """Raise StateError when no profile has room for a state of these sizes."""
+    if not any(p.holds(Sizes(batch, 1, capacity, 1), (BATCH, CAPACITY)) for p in profiles):
+        raise StateError(
+            "the engine has no profile for a state of this size",
+            seen=f"batch {batch}, capacity {capacity}",
+            expected=" or ".join(map(str, profiles)),
+            fix="use sizes in these ranges (--capacity), or build the engine with wider ones",
+        )
 
 
 OnLayer = Callable[[str, float], None]

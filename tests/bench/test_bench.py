@@ -17,7 +17,7 @@ from kimi_deploy.bench.curve import decode_curve
 from kimi_deploy.bench.floors import Rates, Work, model_work
 from kimi_deploy.bench.llama_cpp import CONVERTER, convert
 from kimi_deploy.bench.report import SCHEMA_VERSION, read_report
-from kimi_deploy.bench.run import run_bench
+from kimi_deploy.bench.run import _rates, run_bench
 from kimi_deploy.bench.worker import Task
 from kimi_deploy.cli.main import cli
 from kimi_deploy.config import KimiLinearConfig
@@ -64,6 +64,52 @@ def test_a_worker_that_fails_is_a_typed_error_with_its_reason(tmp_path: Path) ->
     tasks = [Task("ort", str(tmp_path), prompt=1, steps=1, repeats=1, threads=1)]
     with pytest.raises(BackendError, match=r"(?s)ort worker failed.*manifest"):
         run_bench(tasks, 1, Work(1, 1, 1, 1, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "seen", "fix"),
+    [
+        (1, "Traceback ...\nModuleNotFoundError: No module named 'x'", "No module named 'x'", "install what it names"),
+        (1, "Traceback ...\nValueError: no such shape", "no such shape", "report this as a bug"),
+        (1, "RuntimeError: out of memory", "out of memory", "fewer or shorter"),
+        (-9, "", "signal 9, Killed", "enough memory"),
+    ],
+)
+def test_a_worker_that_dies_is_named_with_what_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, seen: str, fix: str
+) -> None:
+    done = subprocess.CompletedProcess([], code, "", stderr)
+    monkeypatch.setattr("kimi_deploy.bench.run.subprocess.run", lambda *_, **__: done)
+    with pytest.raises(BackendError, match=f"(?s)the torch worker failed.*{seen}.*fix: .*{fix}"):
+        run_bench([Task("torch", "m", prompt=1, steps=1, repeats=1, threads=1)], 1, Work(1, 1, 1, 1, 1), {})
+    with pytest.raises(BackendError, match="the floors worker failed") as caught:
+        _rates(1)
+    assert "--backend" not in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--long-context 1024 --batch 2", "--batch is not of --long-context"),
+        ("--long-context 1024 --curve", "--curve is not of --long-context"),
+        ("--long-context 1024 --profile p", "--profile is not of --long-context"),
+        ("--curve --output report.json", "--output is not of --curve"),
+        ("--curve --plot p.png", "--plot is not of --curve"),
+        ("--curve --prompt-tokens 512", "--prompt-tokens is not of --curve"),
+        ("--profile p --output report.json", "--output is not of --profile"),
+        ("--profile p --context 8", "--context is not of --profile"),
+        ("--chunk 64", "--chunk is of --long-context"),
+        ("--gguf-type f16", "--gguf-type is of --backend llama.cpp"),
+        ("--context 8 --prompt-tokens 8", "--context and --prompt-tokens say the same"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        CliRunner().invoke(cli, ["bench", *map(str, folders), *words.split()], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_curve_measures_each_length_at_two_capacities(folders: tuple[Path, Path]) -> None:

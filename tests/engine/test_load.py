@@ -11,12 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from kimi_deploy.cli.main import cli
 from kimi_deploy.cuda_driver import GpuDevice
 from kimi_deploy.engine import load as engine_load
-from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu, open_engine
-from kimi_deploy.errors import BackendError, EngineError, ManifestError, UsageError
+from kimi_deploy.engine.load import check_built_from, check_engine, check_gpu, open_engine, recorded_profiles
+from kimi_deploy.errors import BackendError, EngineError, ManifestError, StateError, UsageError
 from kimi_deploy.manifest import Manifest
+from kimi_deploy.runtime.trt_session import check_state
 from tests.capabilities import needs_tensorrt_rtx
 
 pytestmark = needs_tensorrt_rtx
@@ -42,6 +45,28 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def test_an_engine_that_fits_passes(engine: Path) -> None:
     manifest, backend = check_engine(engine)
     assert manifest.details["backend"] == backend.name == "tensorrt-rtx"
+
+
+def test_the_manifest_says_what_states_an_engine_holds(engine: Path) -> None:
+    profiles = recorded_profiles(Manifest.read(engine))
+    assert [str(p) for p in profiles] == [
+        "prefill (batch 1 to 2, sequence 1 to 32, capacity 1 to 64, num_logits 1 to 4)",
+        "decode (batch 1 to 2, sequence 1 to 1, capacity 1 to 64, num_logits 1 to 1)",
+    ]
+    check_state(profiles, 2, 64)
+    for sizes in ((3, 64), (2, 65)):
+        with pytest.raises(StateError, match=f"batch {sizes[0]}, capacity {sizes[1]}(?s:.*)capacity 1 to 64"):
+            check_state(profiles, *sizes)
+
+
+@pytest.mark.parametrize("words", [["--batch", "1,3", "--context", "8"], ["--batch", "2", "--context", "8,60"]])
+def test_bench_refuses_sizes_that_the_engine_was_not_built_for_before_it_measures(
+    checkpoint: Path, export: Path, engine: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr("kimi_deploy.bench.run.run_bench", lambda *_: pytest.fail("something was measured"))
+    arguments = ["bench", str(checkpoint), str(export), "--backend", "ort", "--backend", "trt", "--engine", str(engine)]
+    with pytest.raises(StateError, match="no profile for a state of this size"):
+        CliRunner().invoke(cli, [*arguments, "--decode-steps", "8", *words], catch_exceptions=False)
 
 
 def test_an_export_of_the_same_graph_with_other_weights_is_another_export(
