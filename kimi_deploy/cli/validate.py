@@ -16,6 +16,7 @@ from kimi_deploy.cli.common import (
     print_json,
     print_table,
     progress,
+    refuse_others,
     say,
 )
 from kimi_deploy.cli.sizes import TokenCount
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # a drift over many tokens, and a prompt as long as the default cache
 THOROUGH = {"greedy_tokens": 1000, "long_tokens": 4096}
+# the options of what is run instead
+SELF_TEST = ("self_test", "faults", "backend", "threads", "as_json")
+LAYERS = ("layer_by_layer", "threads", "as_json")
 
 
 def _folder(name: str) -> Any:
@@ -100,6 +104,9 @@ def validate_command(
         raise UsageError("--backend torch is of --self-test: every export is compared with it", fix="leave it out")
     if faults and not self_test:
         raise UsageError("--fault is of --self-test", fix="add --self-test")
+    for mode, wanted, taken in (("--self-test", self_test, SELF_TEST), ("--layer-by-layer", layer_by_layer, LAYERS)):
+        if wanted:
+            refuse_others(mode, taken)
     # all that needs no torch: its import takes seconds
     _check_names(checks)
     if model is not None and export is not None:

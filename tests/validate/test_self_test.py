@@ -1,18 +1,22 @@
 """Every planted fault is caught, by the right check at the right tensor; one that is missed is called missed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import UsageError
+from kimi_deploy.manifest import Manifest
 from kimi_deploy.runtime.open import Backend
 from kimi_deploy.validate.faults import self_test
 from kimi_deploy.validate.faults.catalogue import FAULTS, Fault, Planted
 from kimi_deploy.validate.faults.self_test import SELF_TESTED, TESTED_CHECKS, run_self_test
 from kimi_deploy.validate.selection import PARITY_CHECKS
+from tests.configs import raw_config
 from tests.graph.conftest import no_progress
 
 # of each check a fault that it is the first to see
@@ -56,7 +60,7 @@ def test_the_command_needs_no_model_and_reports_each_fault() -> None:
     found = json.loads(done.stdout)
     assert found["passed"] is True
     names = {b: [f["fault"] for f in found["faults"] if f["backend"] == b] for b in SELF_TESTED}
-    assert names["torch"] == ["wrong chunkwise decay"]
+    assert names["torch"] == ["none", "wrong chunkwise decay"]
     assert names["ort"] == ["none", *(f.name for f in FAULTS)]
     # the same faults in the engine's graph, then those of its runner
     assert names["trt"][: len(FAULTS) + 1] == names["ort"]
@@ -100,6 +104,59 @@ def test_a_fault_is_planted_again_alone(model: Path, exported: Path) -> None:
         CliRunner().invoke(cli, [*words, "--fault", "another"], catch_exceptions=False)
     with pytest.raises(UsageError, match="--fault is of --self-test"):
         CliRunner().invoke(cli, ["validate", str(model), str(exported), "--fault", "x"], catch_exceptions=False)
+
+
+def test_an_unknown_fault_or_another_export_is_refused_before_a_model_is_made(
+    model: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for made in ("synthesize", "export_model", "TorchRunner", "OrtRunner"):
+        monkeypatch.setattr(self_test, made, lambda *_, **__: pytest.fail("a model was made"))
+    with pytest.raises(UsageError, match=r"no such fault here(?s:.*)another(?s:.*)wrong greedy choice"):
+        run_self_test(None, None, 1, no_progress, only=("another",))
+    with pytest.raises(UsageError, match=r"no such fault here(?s:.*)one of: wrong chunkwise decay$"):
+        run_self_test(model, exported, 1, no_progress, ("torch",), ("swapped state",))
+    demo = Path(__file__).parents[2] / "models" / "demo"
+    with pytest.raises(UsageError, match="another checkpoint"):
+        run_self_test(demo, exported, 1, no_progress)
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "details", "lacking"),
+    [
+        ("KK", {}, {}, "no MLA"),
+        ("MM", {}, {}, "no KDA"),
+        ("KM", {"first_k_dense_replace": 2}, {}, "no experts"),
+        ("KM", {}, {"quantization": {"bits": 8}}, "quantised weights"),
+    ],
+)
+def test_an_export_that_lacks_what_faults_are_planted_in_is_refused(
+    model: Path, exported: Path, tmp_path: Path, layers: str, changes: dict[str, int], details: Any, lacking: str
+) -> None:
+    """By its manifest and config alone."""
+    manifest = Manifest.read(exported)
+    manifest = replace(manifest, details=manifest.details | details)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(raw_config(layers=layers, **changes)))
+    with pytest.raises(UsageError, match=f"cannot be planted(?s:.*): {lacking}\n"):
+        run_self_test(model, tmp_path, 1, no_progress)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--self-test", "--html", "page.html"], "--html is not of --self-test"),
+        (["--self-test", "--only", "prefill"], "--only is not of --self-test"),
+        (["--self-test", "--kernels", "none"], "--kernels is not of --self-test"),
+        (["--self-test", "--layer-by-layer"], "--layer-by-layer is not of --self-test"),
+        (["--layer-by-layer", "--html", "page.html"], "--html is not of --layer-by-layer"),
+        (["--layer-by-layer", "--backend", "trt"], "--backend is not of --layer-by-layer"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    model: Path, exported: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        CliRunner().invoke(cli, ["validate", str(model), str(exported), *words], catch_exceptions=False)
 
 
 def test_a_fault_that_escapes_or_is_misnamed_fails(

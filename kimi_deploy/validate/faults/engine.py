@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kimi_deploy.contract import LOGITS, PAST_LENGTHS, SEQUENCE_LENGTHS
+from kimi_deploy.contract import LOGITS, PAST_LENGTHS, SEQUENCE_LENGTHS, GraphContract
 from kimi_deploy.engine.network import read_graph
 from kimi_deploy.errors import StateError
 from kimi_deploy.runtime.base import Call
@@ -174,9 +174,9 @@ class _WrongChoice(FakeDevice):
         self.order(lambda: np.copyto(found, (found + 1) % columns))
 
 
-def engine_faults(engine: Engine) -> tuple[EngineFault, ...]:
-    """Every fault of running an engine, and where it must show in one of these states."""
-    states = engine.run_by().contract.states
+def engine_faults(contract: GraphContract) -> tuple[EngineFault, ...]:
+    """Every fault of running an engine with that contract, and where it must show in one of its states."""
+    states = contract.states
     first = f"{states[0].layer}.{states[0].kind}"
     # a convolution's window forgets in a few tokens what it began with
     lasting = next(f"{s.layer}.{s.kind}" for s in states if s.kind == "recurrent_state")

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import onnxruntime
 
+from kimi_deploy.checkpoint import Checkpoint
+from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.checkpoint.synth import synthesize
+from kimi_deploy.config import KimiLinearConfig
+from kimi_deploy.contract import Dtype, GraphContract
 from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx.export import export_model
@@ -84,21 +88,31 @@ def run_self_test(
     that `build-engine` makes of it, and `engine_faults` in the engine's runner, with ONNX Runtime in TensorRT's place.
 
     In a 16-bit export faults finer than its rounding are not planted; `only` names the faults to plant, all without.
-    Raises UsageError where the export is not one of the model or has no fault of such a name, and ValidationError
-    where a fault cannot be planted in it.
+    Raises UsageError, before anything runs, where the export is not one of the model, lacks what faults are planted
+    in, or has no fault of such a name.
     """
+    dtype: Dtype = "float32"
+    config = preset_config("tiny")
+    if model is not None and export is not None:
+        config, dtype = _check_pair(model, export)
+    contract = GraphContract.of(config, dtype)
+    faults = [f for f in FAULTS if dtype == "float32" or not f.fine]
+    of_runner = engine_faults(contract) if "trt" in backends else ()
+    of_reference = reference_faults(contract) if "torch" in backends else ()
+    graphs = len({"ort", "trt"} & set(backends))
+    if only:
+        _check_names(only, [f.name for f in (*of_reference, *(faults if graphs else ()), *of_runner)])
+        of_reference = tuple(f for f in of_reference if f.name in only)
+        faults = [f for f in faults if f.name in only]
+        of_runner = tuple(f for f in of_runner if f.name in only)
     with (
         tempfile.TemporaryDirectory(prefix="kimi-deploy-") as scratch,
         _subject(model, export, Path(scratch), progress) as pair,
     ):
         folder, exported = pair
-        manifest = Manifest.read(exported)
-        manifest.check_kind("onnx")
-        dtype = manifest.details["dtype"]
         reference = TorchRunner(folder)
         # faults are planted in function bodies too, which kernels would take the place of
         control = OrtRunner(exported, threads=threads, kernels="none")
-        check_source(manifest, exported, folder, reference.fingerprint)
         bound = tolerance(f"graph_{dtype}")
         same_dtype = None if dtype == "float32" else TorchRunner(folder, dtype)
 
@@ -114,21 +128,13 @@ def run_self_test(
 
         shipped = shipped_prompts(None, reference.contract.vocab_size, TOKENS, TOKENS)
         prompts = [p for p in shipped if p.name in PROMPTS]
-        faults = [f for f in FAULTS if dtype == "float32" or not f.fine]
         # a changed graph may lose the in-place cache, and ONNX Runtime warns of each copy
         onnxruntime.set_default_logger_severity(_ERROR)
         engine = Engine(exported, reference.fingerprint) if "trt" in backends else None
-        of_runner = engine_faults(engine) if engine else ()
-        of_reference = reference_faults(reference.contract) if "torch" in backends else ()
-        if only:
-            names = [f.name for f in of_reference] + [f.name for f in faults] + [f.name for f in of_runner]
-            _check_names(only, names)
-            of_reference = tuple(f for f in of_reference if f.name in only)
-            faults = [f for f in faults if f.name in only]
-            of_runner = tuple(f for f in of_runner if f.name in only)
-        graphs = len({"ort", "trt"} & set(backends))
-        count = graphs * (len(faults) + 1) + len(of_runner) + len(of_reference)
+        count = graphs * (len(faults) + 1) + len(of_runner) + (len(of_reference) + 1 if "torch" in backends else 0)
         trials = _Trials(compared_with(), prompts, progress, count)
+        if "torch" in backends:
+            trials.control("torch", control)
         for broken in of_reference:
             with broken.plant():
                 # what the right reference gave is kept
@@ -148,6 +154,32 @@ def run_self_test(
             for wrong in of_runner:
                 trials.runner_fault("trt", wrong, engine)
         return tuple(trials.outcomes)
+
+
+def _check_pair(model: Path, export: Path) -> tuple[KimiLinearConfig, Dtype]:
+    """The config and dtype of an export that every fault can be planted in, before anything is opened."""
+    manifest = Manifest.read(export)
+    manifest.check_kind("onnx")
+    check_source(manifest, export, model, Checkpoint.open(model).fingerprint())
+    config = KimiLinearConfig.from_folder(export)
+    lacking = [
+        what
+        for what, there in (
+            ("no KDA", "linear_attention" in config.layer_types),
+            ("no MLA", "full_attention" in config.layer_types),
+            ("no experts", "sparse" in config.mlp_types),
+            ("quantised weights", "quantization" not in manifest.details),
+        )
+        if not there
+    ]
+    if lacking:
+        raise UsageError(
+            "the faults cannot be planted in this export",
+            seen=f"{export}: {', '.join(lacking)}",
+            expected="KDA, MLA and experts, exported without --quantize",
+            fix="give another export, or none: `kimi-deploy validate --self-test` makes a small one",
+        )
+    return config, manifest.details["dtype"]
 
 
 def _check_names(only: Sequence[str], names: Sequence[str]) -> None:
