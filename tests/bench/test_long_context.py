@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kimi_deploy.bench.long_context import CHUNK, SCORE_BYTES, SHORTEST_CHUNK, _chunks, _marks, stream
+from kimi_deploy.bench import long_context
+from kimi_deploy.bench.long_context import CHUNK, SCORE_BYTES, SHORTEST_CHUNK, Point, _chunks, _marks, stream
 from kimi_deploy.cli.main import cli
 from kimi_deploy.errors import UsageError
 from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.runtime.base import Runner
 from kimi_deploy.runtime.ort_runner import OrtRunner
+from kimi_deploy.runtime.state import State
 from kimi_deploy.validate.faults.catalogue import FAULTS
 from kimi_deploy.validate.faults.graph import Graph
 from kimi_deploy.validate.tolerances import tolerance
@@ -120,6 +124,29 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_ended(folders: tuple
         assert np.array_equal(twice[name], value), name
     with pytest.raises(UsageError, match="other numbers"):
         stream(folders[1], 2048, STEPS + 1, 1, checkpoint=parts)
+
+
+def test_a_run_with_other_kernels_does_not_go_on_from_the_checkpoint(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream(folders[1], 1024, STEPS, 1, checkpoint=tmp_path / "state", kernels="none")
+    monkeypatch.setattr(long_context, "ops_run_as", lambda _: "kernels of another library")
+    with pytest.raises(UsageError, match=r"function bodies(?s:.*)kernels of another library"):
+        stream(folders[1], 2048, STEPS, 1, checkpoint=tmp_path / "state", kernels="none")
+
+
+def test_a_kda_state_that_grows_fails(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = long_context._point
+
+    def growing(runner: Runner, state: State, *seconds: float) -> Point:
+        point = right(runner, state, *seconds)
+        return replace(point, kda_bytes=point.kda_bytes + point.context)
+
+    monkeypatch.setattr(long_context, "_point", growing)
+    words = ["bench", *map(str, folders), "--long-context", "1030", "--decode-steps", "4", "--threads", "1"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 1, done.output
+    assert "the KDA state grew: FAIL" in done.stdout
 
 
 def test_what_cannot_be_measured_is_refused(folders: tuple[Path, Path]) -> None:
