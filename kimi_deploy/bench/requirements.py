@@ -29,8 +29,8 @@ def check_packages(backends: Collection[str]) -> None:
 def resolve_kernels(kernels: str, backends: Collection[str], export: Path) -> str:
     """What --kernels names for `export`, as the path of a library or "none", so that every process takes the same.
 
-    Raises UsageError where no backend would take a library that was named, or where ort and ort-bodies would be the
-    same, and as OrtKernels.find.
+    Raises UsageError where no backend would take a library that was named, where that has no kernel for `export`, or
+    where ort and ort-bodies would be the same, and as OrtKernels.find.
     """
     if not set(backends) & set(ORT):
         if kernels not in ("auto", "none"):
@@ -47,5 +47,12 @@ def resolve_kernels(kernels: str, backends: Collection[str], export: Path) -> st
             "ort and ort-bodies are the same here",
             seen="no library of kernels" if library is None else f"{library.path} has no kernel for {export}",
             fix=f"leave one of them out, or build the library: {MAKE}",
+        )
+    if taken is None and kernels not in ("auto", "none"):
+        raise UsageError(
+            "the library has no kernel for this export",
+            seen=f"--kernels {kernels}; {export}",
+            expected="a float32 export, also one with quantised weights, with ops of the library",
+            fix="leave --kernels out",
         )
     return "none" if library is None else str(library.path)

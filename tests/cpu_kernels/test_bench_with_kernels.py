@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 from kimi_deploy.bench.floors import Rates
 from kimi_deploy.cli.main import cli
+from kimi_deploy.errors import UsageError
 from kimi_deploy.runtime.ort_kernels import OrtKernels
 from tests.configs import config
 from tests.graph.conftest import export
 from tests.models import write_model
-
 
 OPS = ["KimiDeltaAttention", "LatentAttention", "MixtureOfExperts"]
 
@@ -48,6 +48,15 @@ def test_kernels_and_bodies_are_measured_beside_each_other(
     assert results["ort-bodies"]["kernels"] is None
     assert f"\nort: kernels of library {library.sha256[:16]} ({library.instruction_set})\n" in text
     assert "\nort-bodies: function bodies\n" in text
+
+
+def test_a_library_that_an_export_has_no_use_for_is_refused(
+    folders: tuple[Path, Path], library: OrtKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_deploy.bench.run.run_bench", lambda *_: pytest.fail("something was measured"))
+    half = folders[0], export(folders[0], tmp_path / "half", dtype="float16")
+    with pytest.raises(UsageError, match="no kernel for this export"):
+        bench(half, library, "--backend", "ort")
 
 
 def test_a_profile_shows_kernels_as_the_operators_they_are(
