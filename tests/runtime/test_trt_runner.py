@@ -219,6 +219,8 @@ def test_rows_keep_what_they_stored_whatever_is_done_between_steps(
             view = np.from_dlpack(trt.device_tensor(state, latent))
             np.testing.assert_array_equal(view, state.tensors()[latent])
         assert_same_state(state, expected)
+        for tensor, other in zip(state.tensors().values(), expected.tensors().values(), strict=True):
+            np.testing.assert_allclose(tensor, other, err_msg="behind what a row has stored too", **CLOSE)
     assert set(shown) == {16, 32, 64, 100}
     assert early is not None
     for one, other in zip((state, expected), early, strict=True):
@@ -226,6 +228,23 @@ def test_rows_keep_what_they_stored_whatever_is_done_between_steps(
     np.testing.assert_allclose(decode(trt, state, 4), decode(runner, expected, 4), **CLOSE)
     assert shown[-1] == 32, "a shorter state is shown less again"
     assert_same_state(state, expected)
+
+
+@pytest.mark.parametrize("reason", ["profiles begin higher", "a cache in one buffer"])
+def test_rows_are_shown_all_of_their_cache_where_less_cannot_be(
+    reason: str, model_path: Path, runner: OrtRunner, shown: list[int]
+) -> None:
+    """A profile's smallest capacity is kept to; rows of a cache that has no second buffer are not moved."""
+    device, profiles, aliased = FakeDevice(), PROFILES, frozenset[str]()
+    if reason == "profiles begin higher":
+        profiles = tuple(ProfileLimits(p.name, p.index, dict(p.ranges) | {CAPACITY: (50, 300)}) for p in PROFILES)
+    else:
+        aliased = frozenset(s.past_name for s in runner.contract.states if s.kind == "latent")
+    trt = TrtRunner(FakeSession(model_path, device, profiles, "f", aliased), device)
+    state, expected = trt.new_state(2, 100), runner.new_state(2, 100)
+    np.testing.assert_allclose(decode(trt, state, 60), decode(runner, expected, 60), **CLOSE)
+    assert_same_state(state, expected)
+    assert set(shown) == ({64, 100} if reason == "profiles begin higher" else {100})
 
 
 def test_each_profile_has_its_own_work(trt: TrtRunner) -> None:
@@ -417,6 +436,22 @@ def test_a_failed_step_leaves_the_state_as_it_was_or_says_that_it_is_lost(model_
     assert state_bytes(state) == before
     expected = runner.resume(snapshot)
     np.testing.assert_array_equal(decode(trt, state, 3), decode(runner, expected, 3))
+
+
+def test_rows_that_were_moved_in_part_are_lost_until_they_are_restored(
+    model_path: Path, runner: OrtRunner, shown: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = trt_runner(model_path, runner.fingerprint)
+    state = trt.new_state(2, 60)
+    decode(trt, state, 16)
+    snapshot, stopped = state.snapshot(), BackendError("the GPU has stopped")
+    with monkeypatch.context() as broken, pytest.raises(BackendError, match="stopped"):
+        broken.setattr(FakeDevice, "copy", lambda *_: (_ for _ in ()).throw(stopped))
+        trt.forward(random_ids(2, 1), state)
+    with pytest.raises(StateError, match="lost"):
+        trt.forward(random_ids(2, 1), state)
+    state.restore(snapshot)
+    np.testing.assert_allclose(decode(trt, state, 3), decode(runner, runner.resume(snapshot), 3), **CLOSE)
 
 
 def test_a_failed_step_over_aliased_states_loses_them(model_path: Path) -> None:
