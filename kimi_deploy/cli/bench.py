@@ -14,7 +14,6 @@ import click
 from kimi_deploy.cli.common import (
     MOST_THREADS,
     NamedPath,
-    check_writable,
     folder_argument,
     json_option,
     kernels_option,
@@ -29,6 +28,7 @@ from kimi_deploy.cli.sizes import TokenCount
 from kimi_deploy.errors import UsageError
 from kimi_deploy.model_folder import require_folder
 from kimi_deploy.optional_packages import require_packages
+from kimi_deploy.output_file import check_writable
 from kimi_deploy.quantization.scheme import describe_precision
 
 if TYPE_CHECKING:
@@ -300,6 +300,7 @@ def _engine(folder: Path | None, export: Path, wanted: bool, states: list[tuple[
         for batch, capacity in states:
             check_state(recorded_profiles(manifest), batch, capacity)
         check_gpu(manifest, backend)
+        manifest.verify(folder)
     return folder
 
 

@@ -184,7 +184,7 @@ def _print_commands(
         backend = choose("auto") if settings.backend == "auto" else settings.backend
         capabilities = _target(settings, backend, bfloat16, library is not None)
         commands += command_lines.polygraphy(settings, plans, path, output, library, backend, capabilities)
-    save_graph(proto, _folder(export), save_onnx, overwrite=force)
+    save_graph(proto, _folder(export), save_onnx, overwrite=force, check=lambda: _check_weights(export))
     for words in commands:
         click.echo(shlex.join(words))
 
@@ -230,6 +230,14 @@ def _check_sources(export: Path, file_profiles: tuple[str, ...], prefill: str | 
         )
 
 
+def _check_weights(export: Path) -> None:
+    """As a build does: of another exporter's file nothing says what its weights should be."""
+    if export.is_dir():
+        from kimi_deploy.engine.engine_from_onnx import check_weights, read_export
+
+        check_weights(read_export(export), export, progress)
+
+
 def _folder(export: Path) -> Path:
     """Where the graph's weight files lie."""
     return export.parent if export.is_file() else export
@@ -243,9 +251,9 @@ def _graph(export: Path, settings: EngineRecipe, file_profiles: tuple[str, ...])
         check_recipe(settings)
         found = read_standard_graph(export)
         return found.proto, {PLAN_NAME: parse_profiles(found, file_profiles)}, found.bfloat16
-    from kimi_deploy.engine.engine_from_onnx import graph_for, read_export
+    from kimi_deploy.engine.engine_from_onnx import check_graph_file, graph_for, read_export
 
-    read_export(export)
+    check_graph_file(read_export(export), export)
     graph = graph_for(export, settings)
     return graph.proto, settings.shapes_of_plans(graph.contract), graph.contract.dtype == "bfloat16"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
-from kimi_deploy.errors import UsageError
 
 LINE_SECONDS = 10.0
 MOST_THREADS = 1024
@@ -59,22 +56,6 @@ def output_option(what: str) -> Callable[[Any], Any]:
 def folder_argument(name: str) -> Callable[[Any], Any]:
     """A positional folder; the command checks it, knowing what should be in it."""
     return click.argument(name, type=NamedPath(path_type=Path), metavar=name.upper())
-
-
-def check_writable(option: str, path: Path) -> None:
-    """Refuse a file that could not be written, before the work that it would hold. Raises UsageError."""
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"{option}: no folder {parent}", fix="make it first")
-    if path.is_dir():
-        raise UsageError(f"{option}: the file is a folder", seen=str(path), fix="name a file in it")
-    try:
-        # only a file that is made proves that one can be: read-only mounts do not show in permissions
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise UsageError(
-            f"{option}: the folder {parent} cannot be written", seen=str(error.strerror), fix="give another folder"
-        ) from error
 
 
 def was_given(parameter: click.Parameter) -> bool:

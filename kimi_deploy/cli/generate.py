@@ -11,7 +11,6 @@ import click
 
 from kimi_deploy.cli.common import (
     NamedPath,
-    check_writable,
     folder_argument,
     json_option,
     kernels_option,
@@ -22,6 +21,7 @@ from kimi_deploy.cli.common import (
 )
 from kimi_deploy.cli.sizes import TokenCount
 from kimi_deploy.errors import UsageError
+from kimi_deploy.output_file import check_writable
 
 if TYPE_CHECKING:
     from kimi_deploy.runtime.generation import GenerationResult

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from kimi_deploy.cli.common import NamedPath, check_writable, json_option, print_json, print_table, say
+from kimi_deploy.cli.common import NamedPath, json_option, print_json, print_table, say
 from kimi_deploy.cli.sizes import ByteSize, TokenCount
 from kimi_deploy.contract import DTYPES, Dtype
+from kimi_deploy.output_file import check_writable
 from kimi_deploy.quantization.scheme import parse_scheme, recorded_scheme
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import click
 from kimi_deploy.cli.common import (
     MOST_THREADS,
     NamedPath,
-    check_writable,
     json_option,
     kernels_option,
     print_json,
@@ -20,6 +19,7 @@ from kimi_deploy.cli.common import (
     say,
 )
 from kimi_deploy.cli.sizes import TokenCount
+from kimi_deploy.output_file import check_writable
 
 if TYPE_CHECKING:
     from kimi_deploy.runtime.open import Backend

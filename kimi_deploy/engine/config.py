@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from kimi_deploy.engine.polygraphy_loaders import polygraphy_of
 from kimi_deploy.engine.recipe import EngineRecipe, Shapes, parse_capability
 from kimi_deploy.errors import EngineError
 from kimi_deploy.manifest import sha256
+from kimi_deploy.output_file import check_writable, whole_file
 
 _HARDWARE = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CAPABILITY"}
 
@@ -88,6 +88,11 @@ class TimingCache:
                     fix="give the file that the recipe was made with, or leave timing_cache_sha256 out",
                 )
 
+    def check_writable(self) -> None:
+        """Raise UsageError where the file is to be written and cannot be: the build would be over when that shows."""
+        if self.path is not None and not self.found:
+            check_writable("timing_cache", self.path)
+
     def load(self, backend: Backend, config: Any) -> None:
         """Give the file's content to `config`. Raises EngineError when it is of another TensorRT or GPU."""
         if self.path is None:
@@ -105,8 +110,7 @@ class TimingCache:
         if self.path is None:
             return {}
         if not self.found:
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-            os.replace(temporary, self.path)
+            with whole_file(self.path) as temporary:
+                temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
             self.found = True
         return {"timing_cache": {"file": str(self.path), "sha256": sha256(self.path)}}

@@ -165,6 +165,7 @@ def build_engine_from_file(
     check_machine(backend)
     check_options(backend.name, recipe)
     timing_cache = TimingCache(recipe)
+    timing_cache.check_writable()
     if recipe.plugin_kind == "python":
         check_kernels(frozenset(graph.layers))
     register_plugins(backend, recipe.plugin_kind)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,12 @@ def build_engine(
     check_options(backend.name, recipe)
     capabilities = capabilities_for(backend.name, recipe.compute_capabilities, backend.offered_capabilities)
     timing_cache = TimingCache(recipe)
+    timing_cache.check_writable()
     if recipe.plugin != "none":
         if recipe.plugin_kind == "python":
             check_kernels(plugin_ops(recipe))
         register_plugins(backend, recipe.plugin_kind)
-    # every file's size, but of the contents the graph's alone: what it says of sizes and types is refused first
-    source.verify(folder, hashes=False)
-    replace(source, files={MODEL_NAME: source.files[MODEL_NAME]}).verify(folder)
+    check_graph_file(source, folder)
     graph = graph_for(folder, recipe)
     kernels = bool(plugin_ops(recipe)) and (recipe.plugin_kind == "native" or kernels_are_built())
     check_target(capabilities, bfloat16=graph.contract.dtype == "bfloat16", kernels=kernels)
@@ -73,10 +73,11 @@ def build_engine(
         weights = sum(entry["bytes"] for name, entry in source.files.items() if name != MODEL_NAME)
         bodies = sum(n for op, n in graph.custom_nodes.items() if op not in plugin_ops(recipe))
         check_room(target, weights, bodies, len(plans))
-        with progress("checking the export", None, "bytes"):
-            source.verify(folder)
-        if graph_to is not None:
-            save_graph(graph.proto, folder, graph_to, overwrite=overwrite)
+        if graph_to is None:
+            check_weights(source, folder, progress)
+        else:
+            check = partial(check_weights, source, folder, progress)
+            save_graph(graph.proto, folder, graph_to, overwrite=overwrite, check=check)
         layers: dict[str, int] = {}
         cached: dict[str, Any] = {}
         for plan, profiles in plans.items():
@@ -137,6 +138,21 @@ def read_export(folder: Path) -> Manifest:
             fix="export again without --quantize",
         )
     return source
+
+
+def check_graph_file(source: Manifest, folder: Path) -> None:
+    """Raise ManifestError where a file of the export is missing or of another size, or the graph has another hash.
+
+    Weights are not read: what the graph says of sizes and types can be refused before.
+    """
+    source.verify(folder, hashes=False)
+    replace(source, files={MODEL_NAME: source.files[MODEL_NAME]}).verify(folder)
+
+
+def check_weights(source: Manifest, folder: Path, progress: Progress) -> None:
+    """Raise ManifestError where the hash of any file of the export differs."""
+    with progress("checking the export", None, "bytes"):
+        source.verify(folder)
 
 
 def plugin_ops(recipe: EngineRecipe) -> frozenset[str]:

@@ -60,11 +60,11 @@ def recorded_profiles(manifest: Manifest) -> tuple[ProfileLimits, ...]:
 
 
 def check_engine(folder: Path) -> tuple[Manifest, Backend]:
-    """Check that the engine in `folder` can be opened by this installation, without reading it.
+    """Check that the engine in `folder` can be opened by this installation, without reading its plans.
 
-    Raises ManifestError for another kind of folder, a changed file or another ABI of an op, BackendError when the
-    TensorRT it was built with is not installed, EngineError when the one installed has another version or a plugin
-    of the engine is not in this package.
+    Raises ManifestError for another kind of folder, a file that is missing or of another size, or another ABI of an
+    op, BackendError when the TensorRT it was built with is not installed, EngineError when the one installed has
+    another version or a plugin of the engine is not in this package.
     """
     manifest = Manifest.read(folder)
     manifest.check_kind("engine")
@@ -90,7 +90,7 @@ def check_engine(folder: Path) -> tuple[Manifest, Backend]:
             expected="that version or a later one" if later else "the same version",
             fix=f"build the engine again, or pip install the {name} {built_with} packages",
         )
-    manifest.verify(folder)
+    manifest.verify(folder, hashes=False)
     return manifest, backend
 
 
@@ -172,8 +172,10 @@ def read_plans(folder: Path, manifest: Manifest, backend: Backend) -> Engine:
     """The plans of a checked engine, with weights or without.
 
     The plugins are those that this process has registered, as by a build before, else those of the C++ library where it
-    was built, else Python ones. Raises EngineError with TensorRT's messages when it refuses a plan.
+    was built, else Python ones. Raises ManifestError for a file that is not what was built, EngineError with TensorRT's
+    messages when it refuses a plan.
     """
+    manifest.verify(folder)
     register_plugins(backend, registered_kind(backend) or ("native" if default_path().is_file() else "python"))
     backend.logger.errors.clear()
     runtime = backend.module.Runtime(backend.logger)

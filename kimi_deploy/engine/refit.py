@@ -13,7 +13,7 @@ from typing import Any
 
 from kimi_deploy.cuda_driver import gpu_devices
 from kimi_deploy.engine.backend import Backend
-from kimi_deploy.engine.engine_from_onnx import MODEL_NAME, graph_for, read_export
+from kimi_deploy.engine.engine_from_onnx import MODEL_NAME, check_graph_file, check_weights, graph_for, read_export
 from kimi_deploy.engine.load import check_engine, check_gpu, detail, read_plans
 from kimi_deploy.engine.progress import Progress
 from kimi_deploy.engine.recipe import EngineRecipe
@@ -45,8 +45,7 @@ def refit_engine(folder: Path, export: Path, output: Path, *, overwrite: bool, p
             "the engine with its weights"
         )
     check_gpu(manifest, backend)
-    with progress("checking the export", None, "bytes"):
-        source.verify(export)
+    check_graph_file(source, export)
     graph = graph_for(export, recipe)
     made_from = source.source | {MODEL_NAME: source.files[MODEL_NAME]["sha256"]}
     if json.loads(graph.contract.to_json()) != detail(manifest, "contract", dict):
@@ -63,8 +62,9 @@ def refit_engine(folder: Path, export: Path, output: Path, *, overwrite: bool, p
             expected=str(manifest.source.get("checkpoint")),
             fix="give that export, or build an engine with --refit --strip-weights, which takes others",
         )
-    opened = read_plans(folder, manifest, backend)
     with output_folder(output, overwrite=overwrite, known=Manifest.files_of("engine")) as target:
+        check_weights(source, export, progress)
+        opened = read_plans(folder, manifest, backend)
         for name, engine in opened.plans.items():
             with progress(f"filling {name}", None, "steps"):
                 plan = _refitted(backend, engine, graph.proto, export / MODEL_NAME, refittable=recipe.refit)

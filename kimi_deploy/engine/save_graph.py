@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -14,11 +15,13 @@ from kimi_deploy.output_folder import output_folder
 GRAPH_NAME = "model.onnx"
 
 
-def save_graph(proto: bytes, export: Path, target: Path, *, overwrite: bool) -> Path:
+def save_graph(
+    proto: bytes, export: Path, target: Path, *, overwrite: bool, check: Callable[[], object] = lambda: None
+) -> Path:
     """Write a serialised graph and a copy of its weights to the folder `target`, whole or not at all.
 
     `export` is the folder of the weights; returns the graph's path. Raises UsageError when the folder is in use,
-    EngineError when there is too little disk for the copy.
+    EngineError when there is too little disk for the copy, and then what `check` raises, which may read the weights.
     """
     model = onnx.load_from_string(proto)
     sources: dict[str, Path] = {}
@@ -39,6 +42,7 @@ def save_graph(proto: bytes, export: Path, target: Path, *, overwrite: bool) -> 
                 expected=f"{needed / 1e9:.2f} GB",
                 fix="free some space, or give --save-onnx on another disk",
             )
+        check()
         for name, source in sources.items():
             # no link: ONNX's readers refuse weights that have two names, the export's own from then on too
             shutil.copyfile(source, folder / name)

@@ -17,7 +17,7 @@ import pytest
 from kimi_deploy import manifest as manifest_module
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.engine import backend as backends
-from kimi_deploy.engine import plugin_executors, requirements
+from kimi_deploy.engine import engine_from_onnx, plugin_executors, requirements
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.network import read_graph
 from kimi_deploy.engine.recipe import EngineRecipe, change_profile
@@ -247,6 +247,22 @@ def test_a_graph_is_not_written_for_a_build_that_is_refused(export: Path, tmp_pa
     with pytest.raises(EngineError, match="latent too large"):
         build_engine(export, tmp_path / "engine", wide, overwrite=False, progress=no_progress, graph_to=graph)
     assert not graph.exists()
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_file_or_folder_that_cannot_be_written_is_refused(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "graph" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"(?s)not empty.*graph"):
+        build_engine(
+            export, tmp_path / "engine", RECIPE, overwrite=False, progress=no_progress, graph_to=tmp_path / "graph"
+        )
+    # TensorRT-RTX has no such cache
+    monkeypatch.setattr(engine_from_onnx, "check_options", lambda *arguments: None)
+    cache = tmp_path / "missing" / "cache"
+    refused(export, tmp_path / "engine", UsageError, f"timing_cache: no folder {cache.parent}", timing_cache=str(cache))
 
 
 @pytest.mark.usefixtures("unread")

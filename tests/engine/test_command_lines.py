@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from kimi_deploy.engine import command_lines
 from kimi_deploy.engine.engine_from_onnx import graph_for
 from kimi_deploy.engine.network import Graph
 from kimi_deploy.engine.recipe import EngineRecipe
-from kimi_deploy.errors import BackendError, EngineError, KimiDeployError, UsageError
+from kimi_deploy.errors import BackendError, EngineError, KimiDeployError, ManifestError, UsageError
 from kimi_deploy.manifest import sha256
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.conftest import RECIPE
@@ -235,6 +236,21 @@ def test_what_a_build_refuses_is_not_printed(export: Path, tmp_path: Path, optio
     done = CliRunner().invoke(cli, [*arguments, "--plugin", "none", "--backend", "tensorrt-rtx", *options])
     assert isinstance(done.exception, KimiDeployError)
     assert says in str(done.exception)
+    assert not (tmp_path / "graph").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "model.onnx"])
+@pytest.mark.parametrize("damage", ["changed", "cut"])
+def test_commands_of_a_damaged_export_are_not_printed(export: Path, tmp_path: Path, name: str, damage: str) -> None:
+    damaged = Path(shutil.copytree(export, tmp_path / "damaged"))
+    data = bytearray((damaged / name).read_bytes())
+    data[1000] ^= 1
+    (damaged / name).write_bytes(data if damage == "changed" else data[:-1])
+    arguments = ["build-engine", str(damaged), "-o", str(tmp_path / "engine"), "--save-onnx", str(tmp_path / "graph")]
+    done = CliRunner().invoke(cli, [*arguments, "--plugin", "none", "--print-trtexec"])
+    assert isinstance(done.exception, ManifestError)
+    assert name in str(done.exception)
+    assert done.stdout == ""
     assert not (tmp_path / "graph").exists()
 
 

@@ -17,12 +17,13 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from kimi_deploy import manifest as manifest_module
 from kimi_deploy.cli.main import cli
 from kimi_deploy.cuda_driver import GpuDevice
 from kimi_deploy.engine import load as engine_load
 from kimi_deploy.engine import refit
 from kimi_deploy.engine.backend import Backend, load
-from kimi_deploy.errors import BackendError, EngineError, KimiDeployError, UsageError
+from kimi_deploy.errors import BackendError, EngineError, KimiDeployError, ManifestError, UsageError
 from kimi_deploy.manifest import Manifest
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.conftest import no_progress
@@ -158,6 +159,7 @@ def test_what_tensorrt_refuses_leaves_nothing(
         (lambda raw: raw["details"]["contract"].update(vocab_size=7), EngineError, "another graph"),
         (lambda raw: raw["source"].update(checkpoint="0" * 64), EngineError, "only the weights it was built from"),
         (lambda raw: raw["details"].update(compute_capabilities=["12.0"]), EngineError, "built for other GPUs"),
+        (lambda raw: None, UsageError, "not empty"),
     ],
 )
 def test_what_cannot_be_filled_is_refused_before_tensorrt_reads_a_plan(
@@ -168,10 +170,39 @@ def test_what_cannot_be_filled_is_refused_before_tensorrt_reads_a_plan(
     engine: Path,
     export: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Nor is anything hashed but the graph."""
+    hashed: list[str] = []
+    sha256 = manifest_module.sha256
+
+    def noted(path: Path, *rest: Any) -> str:
+        hashed.append(path.name)
+        return sha256(path, *rest)
+
+    monkeypatch.setattr(manifest_module, "sha256", noted)
+    (tmp_path / "full").mkdir()
+    if says == "not empty":
+        (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(error, match=f"(?s){says}"):
         run(stripped(engine, tmp_path, edit), export, tmp_path / "full")
     assert trt.engines == []
+    assert set(hashed) <= {"model.onnx"}
+
+
+@pytest.mark.parametrize("damaged", ["plan", "weights"])
+def test_changed_files_are_refused_before_tensorrt_reads_a_plan(
+    trt: FakeTensorRt, damaged: str, engine: Path, export: Path, tmp_path: Path
+) -> None:
+    folder, given = stripped(engine, tmp_path), Path(shutil.copytree(export, tmp_path / "export"))
+    file = folder / "engine.plan" if damaged == "plan" else given / "weights.bin"
+    data = bytearray(file.read_bytes())
+    data[1000] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ManifestError, match=file.name):
+        run(folder, given, tmp_path / "full")
+    assert trt.engines == []
+    assert not (tmp_path / "full").exists()
 
 
 def test_a_refittable_engine_takes_another_checkpoints_weights(

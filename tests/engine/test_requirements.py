@@ -140,6 +140,14 @@ def test_a_timing_cache_is_pinned_by_its_hash(tmp_path: Path) -> None:
         EngineRecipe(timing_cache_sha256="0" * 64).check("test")
 
 
+def test_a_timing_cache_is_to_be_written_where_it_can_be(tmp_path: Path) -> None:
+    TimingCache(EngineRecipe()).check_writable()
+    TimingCache(EngineRecipe(timing_cache=str(tmp_path / "cache"))).check_writable()
+    for path in (tmp_path / "missing" / "cache", tmp_path):
+        with pytest.raises(UsageError, match="timing_cache"):
+            TimingCache(EngineRecipe(timing_cache=str(path))).check_writable()
+
+
 class FakeConfig:
     """The timing cache part of IBuilderConfig, which TensorRT-RTX has only in name."""
 

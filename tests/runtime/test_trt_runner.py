@@ -444,10 +444,15 @@ def test_rows_that_were_moved_in_part_are_lost_until_they_are_restored(
     trt = trt_runner(model_path, runner.fingerprint)
     state = trt.new_state(2, 60)
     decode(trt, state, 16)
-    snapshot, stopped = state.snapshot(), BackendError("the GPU has stopped")
-    with monkeypatch.context() as broken, pytest.raises(BackendError, match="stopped"):
-        broken.setattr(FakeDevice, "copy", lambda *_: (_ for _ in ()).throw(stopped))
-        trt.forward(random_ids(2, 1), state)
+    snapshot = state.snapshot()
+
+    def stop(*arguments: object) -> None:
+        raise BackendError("the GPU has stopped")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FakeDevice, "copy", stop)
+        with pytest.raises(BackendError, match="stopped"):
+            trt.forward(random_ids(2, 1), state)
     with pytest.raises(StateError, match="lost"):
         trt.forward(random_ids(2, 1), state)
     state.restore(snapshot)
