@@ -54,9 +54,6 @@ def parsed(words: list[str]) -> tuple[Any, list[Any]]:
 def said(trt: Any, config: Any) -> dict[str, Any]:
     """Everything that a config can be asked for."""
     flags = {name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)}
-    if "STRIP_PLAN" in flags:
-        # what TensorRT does with STRIP_PLAN where REFIT is not set, and trtexec and Polygraphy leave to it
-        flags -= {"REFIT_IDENTICAL"}
     return {
         "flags": sorted(flags),
         "capabilities": [str(config.get_compute_capability(i)) for i in range(config.num_compute_capabilities)],
@@ -83,6 +80,9 @@ def compare(backend: Backend, recipe: EngineRecipe) -> list[Any]:
     with polygraphy_of(backend):
         group, profiles = parsed(command[command.index("polygraphy") + 1 :])
         theirs = said(trt, group.create_config(builder, network))
+    if "STRIP_PLAN" in theirs["flags"] and "REFIT" not in theirs["flags"]:
+        # TensorRT sets it by itself then, which Polygraphy and trtexec leave to it
+        theirs["flags"] = sorted({*theirs["flags"], "REFIT_IDENTICAL"})
     ours = said(trt, builder_config(backend, builder, network, recipe, SHAPES, capabilities))
     return [recipe.to_dict(), theirs, ours, profiles]
 
