@@ -67,7 +67,7 @@ class StandardGraph:
 def read_standard_graph(path: Path) -> StandardGraph:
     """Read another exporter's graph and rewrite its nodes of both operators for TensorRT's parser.
 
-    Raises UsageError for a file that is no such graph, ContractError for a node that the plugins cannot run.
+    Raises UsageError for a file that is no such graph, or whose weights are not where it says, ContractError for a node that the plugins cannot run.
     """
     try:
         model = ir.load(path)
@@ -90,6 +90,9 @@ def read_standard_graph(path: Path) -> StandardGraph:
         )
     layers = ask_for_plugins(model)
     weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    for weight in weights:
+        if isinstance(weight, ir.ExternalTensor):
+            _check_stored(weight)
     # an older form lists the weights among the inputs
     inputs = {_name(v): _dims(v) for v in model.graph.inputs if v.name not in model.graph.initializers}
     values = [*model.graph.inputs, *model.graph.outputs]
@@ -216,6 +219,19 @@ def _check_layers(backend: Backend, network: Any, graph: StandardGraph) -> dict[
             f"{backend.name} did not import every node as a plugin", seen=str(seen), expected=str(graph.layers)
         )
     return dict(layers)
+
+
+def _check_stored(weight: ir.ExternalTensor) -> None:
+    """Raise UsageError unless the file of a weight outside the graph reaches to its end."""
+    path, end = Path(weight.path), (weight.offset or 0) + weight.nbytes
+    size = path.stat().st_size if path.is_file() else None
+    if size is None or size < end:
+        raise UsageError(
+            f"the graph's weight {weight.name} is not in its file",
+            seen=f"{path}: {'no such file' if size is None else f'{size} bytes'}",
+            expected=f"{end} bytes or more",
+            fix="copy the graph again with the files of its weights, which lie beside it",
+        )
 
 
 def _name(value: ir.Value) -> str:

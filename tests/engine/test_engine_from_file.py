@@ -99,6 +99,20 @@ def test_weights_beside_the_file_are_read_from_there(tmp_path: Path) -> None:
     assert manifest.details["plugins"]["LinearAttention"] == 1
 
 
+@pytest.mark.parametrize("size", [None, 1000])
+def test_weights_that_are_not_where_the_graph_says_are_refused(size: int | None, tmp_path: Path) -> None:
+    path = saved(LAYER.model(""), tmp_path, save_as_external_data=True, location="other.weights", size_threshold=0)
+    weights = tmp_path / "other.weights"
+    data = weights.read_bytes()
+    read_standard_graph(path)
+    weights.unlink()
+    if size is not None:
+        weights.write_bytes(data[:size])
+    seen = "no such file" if size is None else "1000 bytes"
+    with pytest.raises(UsageError, match=rf"(?s)weight \S+ is not in its file.*other\.weights: {seen}"):
+        read_standard_graph(path)
+
+
 @needs_tensorrt_rtx
 def test_the_command_builds_prints_and_inspects(tmp_path: Path) -> None:
     path, output = saved(LAYER.model(""), tmp_path), tmp_path / "plan"
