@@ -67,7 +67,8 @@ class StandardGraph:
 def read_standard_graph(path: Path) -> StandardGraph:
     """Read another exporter's graph and rewrite its nodes of both operators for TensorRT's parser.
 
-    Raises UsageError for a file that is no such graph, or whose weights are not where it says, ContractError for a node that the plugins cannot run.
+    Raises UsageError for a file that is no such graph, or whose weights are not where it says, ContractError for a node
+    that the plugins cannot run.
     """
     try:
         model = ir.load(path)
