@@ -169,6 +169,10 @@ def _print_commands(
             "--print-trtexec and --print-polygraphy need a graph whose bodies TensorRT parses",
             fix="add --save-onnx DIR: the commands then name the graph that is written there",
         )
+    if trtexec and polygraphy:
+        raise UsageError(
+            "--print-trtexec and --print-polygraphy are of two tools that write the same plan", fix="give one of them"
+        )
     proto, plans, bfloat16 = _graph(export, settings, file_profiles)
     # these tools have the C++ plugins only
     library = None if settings.plugin == "none" else PluginLibrary.open().path

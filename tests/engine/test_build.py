@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import pytest
 from kimi_deploy import manifest as manifest_module
 from kimi_deploy.contract import METADATA_KEY, GraphContract
 from kimi_deploy.engine import backend as backends
-from kimi_deploy.engine import engine_from_onnx, plugin_executors, requirements
+from kimi_deploy.engine import engine_from_onnx, plan, plugin_executors, requirements
 from kimi_deploy.engine.engine_from_onnx import build_engine
 from kimi_deploy.engine.network import read_graph
 from kimi_deploy.engine.recipe import EngineRecipe, change_profile
@@ -34,6 +37,7 @@ from kimi_deploy.ops.plugins import PLUGIN_OPS
 from kimi_deploy.ops.registry import OPS
 from tests.capabilities import needs_tensorrt_rtx
 from tests.engine.conftest import RECIPE, no_progress
+from tests.engine.test_requirements import FakeConfig
 
 pytestmark = needs_tensorrt_rtx
 
@@ -99,6 +103,29 @@ def test_two_plans_have_a_profile_each(export: Path, tmp_path: Path) -> None:
     for name in ("engine.plan", "decode.plan"):
         assert manifest.files[name]["bytes"] > weights
     assert table["decode"]["shapes"]["input_ids"][2] == [2, 1]
+
+
+def test_the_second_plan_reads_the_timing_cache_that_the_first_one_wrote(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a config that has such a cache, as TensorRT-RTX's has not."""
+    configs: list[FakeConfig] = []
+
+    def builder_config(*arguments: Any) -> FakeConfig:
+        configs.append(FakeConfig())
+        return configs[-1]
+
+    @contextmanager
+    def polygraphy_of(backend: object) -> Iterator[Any]:
+        yield SimpleNamespace(error=Exception, engine_bytes=lambda network, config: b"plan")
+
+    monkeypatch.setattr(engine_from_onnx, "check_options", lambda *arguments: None)
+    monkeypatch.setattr(plan, "builder_config", builder_config)
+    monkeypatch.setattr(plan, "polygraphy_of", polygraphy_of)
+    cache = tmp_path / "cache"
+    manifest = build(export, tmp_path / "engine", plans="two", timing_cache=str(cache))
+    assert [config.cache for config in configs] == [b"", cache.read_bytes()]
+    assert manifest.details["timing_cache"] == {"file": str(cache), "sha256": sha256(cache)}
 
 
 def test_states_can_be_aliased(export: Path, tmp_path: Path) -> None:

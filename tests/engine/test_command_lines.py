@@ -228,6 +228,7 @@ def test_a_pinned_timing_cache_stops_the_commands_when_it_changes(graph: Graph, 
         (("--print-polygraphy", "--version-compatible"), "version_compatible is not possible"),
         (("--print-polygraphy", "--capability", "9.0"), "9.0"),
         (("--print-trtexec",), "trtexec is of the full TensorRT"),
+        (("--print-trtexec", "--print-polygraphy", "--backend", "tensorrt"), "two tools that write the same plan"),
         (("--print-trtexec", "--backend", "tensorrt", "--capability", "8.9"), "for the GPU of this machine"),
     ],
 )
