@@ -19,6 +19,13 @@ NAN = b"\xff"
 """Every float of these bytes is a NaN."""
 
 
+def sample_fields(plugin: PluginSpec) -> dict[str, AttributeValue]:
+    """Every field of a plugin, none of them its default."""
+    samples: dict[str, AttributeValue] = {"int": 4, "float": 0.25, "string": plugin.abi or ""}
+    fields = {f.name: f.choices[-1] if f.choices else samples[f.type] for f in plugin.fields}
+    return fields | {name: 1 for name in ("in_place_state", "ndim") if name in fields}
+
+
 def output_tensors(
     spec: PluginSpec, inputs: Sequence[Tensor], attributes: Mapping[str, AttributeValue]
 ) -> list[Tensor]:

@@ -300,14 +300,12 @@ def test_what_python_plugins_serialise_makes_the_librarys_plugins(library: Path,
 from kimi_deploy.engine.plugin import creator_class
 from kimi_deploy.engine.plugin_fields import write_fields
 from kimi_deploy.ops.plugins import PLUGINS
+from tests.plugins.drive import sample_fields
 backend = load("tensorrt-rtx")
 trt = backend.module
 backend.registry.load_library(library)
 for plugin in PLUGINS.values():
-    samples = {"int": 4, "float": 0.25, "string": plugin.abi}
-    fields = {f.name: f.choices[-1] if f.choices else samples[f.type] for f in plugin.fields}
-    fields |= {name: 1 for name in ("in_place_state", "ndim") if name in fields}
-    given, arrays = write_fields(trt, plugin, fields)
+    given, arrays = write_fields(trt, plugin, sample_fields(plugin))
     own = creator_class(backend, plugin)().create_plugin("layer", given, trt.TensorRTPhase.BUILD)
     native = backend.registry.get_creator(plugin.op.name, plugin.version, plugin.namespace)
     made = native.create_plugin("layer", own.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)

@@ -30,6 +30,7 @@ import tensorrt_lean_bindings.tensorrt_lean as trt
 from kimi_deploy.engine.backend import Backend
 from kimi_deploy.engine.plugin_fields import read_fields, write_fields
 from kimi_deploy.ops.plugins import ABI_FIELD, PLUGINS
+from kimi_deploy.ops.standard import OptionalAttribute
 backend = Backend("tensorrt", trt, Path(runtime).name, trt.Logger())
 OURS = sorted(PLUGINS)
 
@@ -81,21 +82,26 @@ assert registered() == []
     )
 
 
-def test_a_plugin_is_created_from_the_fields_of_a_node(library: Path, runtime: Path) -> None:
+def test_every_plugin_is_created_from_the_fields_of_a_node_and_of_a_plan(library: Path, runtime: Path) -> None:
+    """Those of a plan are what the Python plugin has serialised."""
     run(
         """
-from tests.engine.plugin_driver import FIELDS
+from kimi_deploy.engine.plugin import creator_class
+from tests.plugins.drive import sample_fields
 backend.registry.load_library(library)
 for name, spec in PLUGINS.items():
     assert [f.name for f in creator(name).field_names] == [f.name for f in spec.fields], name
-plugin = create("KimiDeltaAttention", FIELDS)
-core, build = (plugin.get_capability_interface(getattr(trt.PluginCapabilityType, c)) for c in ("CORE", "BUILD"))
-spec = PLUGINS["KimiDeltaAttention"]
-assert (core.plugin_name, core.plugin_version, core.plugin_namespace) == (spec.op.name, spec.version, spec.namespace)
-assert build.num_outputs == len(spec.op.outputs)
-missing = dict(FIELDS)
-del missing["num_heads"]
-assert create("KimiDeltaAttention", missing) is None
+    fields = sample_fields(spec)
+    plugin = create(name, fields)
+    core, build = (plugin.get_capability_interface(getattr(trt.PluginCapabilityType, c)) for c in ("CORE", "BUILD"))
+    assert (core.plugin_name, core.plugin_version, core.plugin_namespace) == (name, spec.version, spec.namespace)
+    assert build.num_outputs == len(spec.op.outputs)
+    given, arrays = write_fields(trt, spec, fields)
+    python = creator_class(backend, spec)().create_plugin("node", given, trt.TensorRTPhase.BUILD)
+    assert creator(name).create_plugin("node", python.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME), name
+    for required in spec.op.attributes:
+        if not isinstance(required, OptionalAttribute):
+            assert create(name, {k: v for k, v in fields.items() if k != required.name}) is None, required.name
 """,
         library,
         runtime,
