@@ -40,7 +40,9 @@ from kimi_deploy.ops.flavours import Flavour
 from kimi_deploy.output_folder import resumable_folder
 from kimi_deploy.quantization.scheme import Scheme
 from kimi_deploy.quantization.selection import record, settled
-from kimi_deploy.text.tokenizer import TOKENIZER_FILES
+from kimi_deploy.text.stopping import stop_token_ids
+from kimi_deploy.text.token_ids import TokenIds
+from kimi_deploy.text.tokenizer import TOKENIZER_FILES, tokenizer_if_any
 from kimi_deploy.weights import weight_table
 
 MODEL_NAME = "model.onnx"
@@ -70,11 +72,14 @@ def export_model(
     `quantization` stores the parameters it selects in 4 or 8 bits.
 
     Raises UsageError for an output that cannot be used or a quantisation that does not fit the model, ConfigError or
-    CheckpointError for a bad checkpoint, DiskSpaceError when there is too little disk space, and ExportError when the
-    model cannot be traced or the result is not right.
+    CheckpointError for a bad checkpoint, TokenizerError for tokenizer files that could not be used, DiskSpaceError when
+    there is too little disk space, and ExportError when the model cannot be traced or the result is not right.
     """
     checkpoint = Checkpoint.open(folder)
     checkpoint.resolve()
+    # the export gets copies of these files, with which `generate` would fail
+    tokenizer = tokenizer_if_any(folder) or TokenIds(checkpoint.config.vocab_size)
+    stop_token_ids(checkpoint.config, tokenizer, folder)
     if quantization is not None:
         if reference:
             raise UsageError(

@@ -12,7 +12,14 @@ from kimi_deploy.text.protocol import StreamDecoder, Tokenizer
 from kimi_deploy.text.tiktoken_model import TiktokenTokenizer
 from kimi_deploy.text.tokenizer_json import JsonTokenizer
 
-__all__ = ["TOKENIZER_FILES", "StreamDecoder", "Tokenizer", "load_tokenizer", "write_byte_tokenizer"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "StreamDecoder",
+    "Tokenizer",
+    "load_tokenizer",
+    "tokenizer_if_any",
+    "write_byte_tokenizer",
+]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -55,3 +62,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             fix="keep the files that the model was trained with and move the others away",
         )
     return next(iter(kinds.values()))(folder)
+
+
+def tokenizer_if_any(folder: Path) -> Tokenizer | None:
+    """The tokenizer of the model in `folder`, None where no file of one is there. Raises as `load_tokenizer`."""
+    names = (tiktoken_model.FILE_NAME, tokenizer_json.FILE_NAME, "tokenizer_config.json")
+    return load_tokenizer(folder) if any((folder / name).is_file() for name in names) else None

@@ -17,7 +17,7 @@ from kimi_deploy.quantization.scheme import recorded_scheme
 from kimi_deploy.runtime.base import kernels_to_dict
 from kimi_deploy.runtime.open import find_backend, open_runner
 from kimi_deploy.runtime.torch_runner import TorchRunner
-from kimi_deploy.text.tokenizer import Tokenizer, load_tokenizer
+from kimi_deploy.text.tokenizer import Tokenizer, tokenizer_if_any
 from kimi_deploy.validate import quantized
 from kimi_deploy.validate.checks import PADDED
 from kimi_deploy.validate.diagnosis import where_to_look
@@ -97,7 +97,8 @@ def validate_export(model: Path, export: Path, settings: Settings, progress: Pro
     checkpoint = Checkpoint.open(model)
     fingerprint = checkpoint.fingerprint()
     check_source(manifest, export, model, fingerprint)
-    tokenizer = _tokenizer(model)
+    # without one random ids are as good as text
+    tokenizer = tokenizer_if_any(model)
     own = _own_prompts(settings, tokenizer, model)
     dtype = manifest.details["dtype"]
     shipped = shipped_prompts(tokenizer, checkpoint.config.vocab_size, settings.max_tokens, settings.long_tokens)
@@ -180,9 +181,3 @@ def _own_prompts(settings: Settings, tokenizer: Tokenizer | None, model: Path) -
         if path is not None and tokenizer is not None:
             prompts += own_prompts(option, path, tokenizer, settings.max_tokens, by_line=by_line)
     return prompts
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    """The checkpoint's tokenizer, or None when it ships no file of one: random ids are then as good as text."""
-    names = ("tiktoken.model", "tokenizer.json", "tokenizer_config.json")
-    return load_tokenizer(folder) if any((folder / name).is_file() for name in names) else None

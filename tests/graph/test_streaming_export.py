@@ -27,7 +27,7 @@ from kimi_deploy.checkpoint.presets import preset_config
 from kimi_deploy.checkpoint.safetensors_file import layout_header
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype, GraphContract
-from kimi_deploy.errors import CheckpointError, DiskSpaceError, ExportError, ManifestError, UsageError
+from kimi_deploy.errors import CheckpointError, DiskSpaceError, ExportError, ManifestError, TokenizerError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.onnx import export as export_module
 from kimi_deploy.onnx import weight_files, weights
@@ -604,6 +604,26 @@ def test_a_checkpoint_on_another_file_system_cannot_be_referred_to(
     with pytest.raises(UsageError, match="file system"):
         run(tmp_path / "linked", reference=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", '{"tokenizer_class": "ByteTokenizer", "eos_token": "nowhere"}'),
+        ("tokenizer.json", "{}"),
+        ("generation_config.json", '{"eos_token_id": -1}'),
+    ],
+)
+def test_text_files_that_generate_could_not_use_are_refused_before_the_graph_is_built(
+    name: str, text: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "build_graph", _raising(AssertionError("built")))
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / name).write_text(text)
+    with pytest.raises(TokenizerError, match=name.replace(".", r"\.")):
+        export_model(broken, tmp_path / "out", dtype="float32", flavour="ort", overwrite=False, progress=no_progress)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 
 def test_an_output_that_exists_is_refused_before_torch_is_loaded(whole: Path, model: Path) -> None:
