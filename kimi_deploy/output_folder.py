@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kimi_deploy.errors import DiskSpaceError, UsageError
@@ -28,10 +28,11 @@ def output_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator[Pa
     Raises UsageError, before anything is written, when `target` is a file or cannot be made, or is a folder that is not
     empty and `overwrite` is false or it holds a single file that is not `known`: what is replaced is what the same
     command wrote, never a checkpoint, another artefact or a user's work. Raises it too when another process is at work
-    on the same target. What a killed run has left is removed by the next, and what it was about to replace put back.
+    on the same target, and for a mount point, which nothing can take the place of. What a killed run has left is
+    removed by the next, and what it was about to replace put back.
     """
-    target = Path(os.path.abspath(target))
-    work = target.with_name(f".{target.name}.tmp")
+    target = _real(target)
+    work = target.parent / f".{target.name}.tmp"
     with _at_work(work, target, overwrite, known):
         try:
             content = work / CONTENT
@@ -51,7 +52,7 @@ def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator
     and something beside it, and the next call yields them as they are; any other error removes them. Raises UsageError
     and cleans up as `output_folder`.
     """
-    target = Path(os.path.abspath(target))
+    target = _real(target)
     work = partial_folder(target)
     with _at_work(work, target, overwrite, known):
         content, journal = work / CONTENT, work / "journal"
@@ -73,8 +74,13 @@ def resumable_folder(target: Path, *, overwrite: bool, known: Known) -> Iterator
 
 def partial_folder(target: Path) -> Path:
     """Where `resumable_folder` keeps what a run that was cut short has made of `target`."""
-    target = Path(os.path.abspath(target))
-    return target.with_name(f".{target.name}.partial")
+    target = _real(target)
+    return target.parent / f".{target.name}.partial"
+
+
+def _real(target: Path) -> Path:
+    """Where a link leads, be it there yet or not: the link stays, and the disk that it leads to is the one written."""
+    return Path(os.path.realpath(target))
 
 
 @contextmanager
@@ -116,11 +122,21 @@ def _lock(work: Path, target: Path) -> int:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(lock)
             raise UsageError(
                 "another process is writing this output", seen=str(work), fix="wait for it, or give another -o"
             ) from None
+        except OSError as error:
+            os.close(lock)
+            with suppress(OSError):
+                work.rmdir()
+            raise UsageError(
+                "the output folder cannot be locked",
+                seen=f"{work}: {error.strerror}",
+                expected="a file system with flock, which keeps a second process off",
+                fix="give -o on another file system",
+            ) from error
         if work.is_dir() and os.path.samestat(os.fstat(lock), work.stat()):
             return lock
         os.close(lock)
@@ -159,6 +175,13 @@ def _to_disk(path: Path) -> None:
 def _check_replaceable(target: Path, overwrite: bool, known: Known) -> None:
     if not target.is_dir():
         raise UsageError("the output is not a folder", seen=str(target), fix="give another -o")
+    if target.is_mount():
+        raise UsageError(
+            "the output folder is a mount point",
+            seen=str(target),
+            expected="a folder that another can take the place of when it is whole",
+            fix=f"give -o {target / 'NAME'}",
+        )
     content = {p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir() or p.is_symlink()}
     if not content and not any(target.iterdir()):
         return

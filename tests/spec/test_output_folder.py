@@ -1,5 +1,7 @@
 """A folder is written whole or not at all, whenever the process dies; the next run leaves nothing lying beside it."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -152,3 +154,44 @@ def test_a_folder_of_work_that_another_process_removes_is_made_again(
     write_on(target)
     assert removed
     assert content(target) == NEW
+
+
+@pytest.mark.parametrize("writer", [write, write_on])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_where_it_leads_is_written(
+    there: bool, writer: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lead to the disk that has the room."""
+    disk, home = tmp_path / "disk", tmp_path / "home"
+    disk.mkdir()
+    home.mkdir()
+    if there:
+        fill(disk / "out", OLD)
+    (home / "link").symlink_to("../disk/out")
+    monkeypatch.chdir(home)
+    writer(Path("link"))
+    assert (home / "link").is_symlink()
+    assert content(disk / "out") == NEW
+    assert [p.name for folder in (home, disk) for p in folder.iterdir()] == ["link", "out"]
+
+
+@pytest.mark.parametrize("folder", [output_folder, resumable_folder])
+def test_a_mount_point_is_refused_before_anything_is_written(folder: Any) -> None:
+    """The system lets nothing take its place, which would be known only after the work."""
+    with (
+        pytest.raises(UsageError, match=r"(?s)mount point.*-o /NAME"),
+        folder(Path("/"), overwrite=True, known=lambda _: pytest.fail("searched")),
+    ):
+        pytest.fail("entered")
+
+
+def test_a_file_system_without_locks_is_not_called_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UsageError, match=r"(?s)cannot be locked.*No locks available"):
+        write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
