@@ -2,8 +2,9 @@
 
 ONNX Runtime runs the graph once with every layer's input as an extra output; then each layer of the source model is
 loaded alone, given what ONNX Runtime gave its own, and compared in output and states. What the first layer is given is
-compared with the embeddings of the ids, as no layer answers for it. Memory is that of the export or of one layer,
-whichever is larger, and a difference belongs to the layer it is reported for.
+compared with the embeddings of the ids, as no layer answers for it. Layers of a quantised export are given its own
+levels, which prove its kernels right; the levels are compared with the checkpoint's weights. Memory is that of the
+export or of one layer, whichever is larger, and a difference belongs to the layer it is reported for.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kimi_deploy.errors import UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.model.layers import DecoderLayer, MixtureOfExperts, RMSNorm
 from kimi_deploy.model.quantized import QuantizedMixtureOfExperts, rounding
+from kimi_deploy.onnx.weights import row_parts
 from kimi_deploy.ops.quantized_mixture_of_experts.reference import dequantize, rounded
 from kimi_deploy.quantization.scheme import Scheme, recorded_scheme
 from kimi_deploy.quantization.selection import EMBEDDINGS, HEAD, quantized_parameters
@@ -38,11 +40,14 @@ from kimi_deploy.validate.tolerances import Tolerance, tolerance
 Progress = Callable[..., AbstractContextManager[Callable[[int], None]]]
 Arrays = dict[str, np.ndarray]
 _MODEL_NAME = "model.onnx"
+_ROWS_APART = 7
+"""Of a quantised parameter every so many rows are compared: odd, as rows of gates and ups alternate."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A comparison: `step` is prefill or decode, `tensor` the embeddings, a layer's output or state, or the logits."""
+    """A comparison: `step` is prefill or decode, `tensor` the embeddings, a layer's output or state, or the logits;
+    or `step` is weights and `tensor` a quantised parameter."""
 
     step: str
     tensor: str
@@ -58,7 +63,8 @@ def validate_layers(
 ) -> list[LayerRow]:
     """Compare every layer of `export` with the checkpoint `model`: a prefill of `tokens` random ids, then one step.
 
-    A quantised export is compared with its own levels made float, inputs rounded as its kernels round them. Raises
+    A quantised export is compared with its own levels made float, inputs rounded as its kernels round them, and the
+    levels with the checkpoint's weights, part by part. Every file is read and must have its manifest's hash. Raises
     UsageError for an export that ONNX Runtime's CPU provider cannot run or that was made from another checkpoint, and
     ManifestError for a damaged one.
     """
@@ -74,6 +80,8 @@ def validate_layers(
         )
     scheme = recorded_scheme(manifest.details)
     bound = tolerance("layer_quantized" if scheme else "graph_float32")
+    with progress("hashing the export", None):
+        manifest.verify(export)
     graph = ir.load(export / _MODEL_NAME)
     contract = GraphContract.of(checkpoint.config, dtype)
     ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (1, tokens + 1))
@@ -168,6 +176,31 @@ class _Source:
         levels = stored["levels"].flatten(stored["scales"].ndim - 1)
         return dequantize(levels, stored["scales"], stored.get("zero_points"), self.scheme.bits, torch.float32)
 
+    def levels_against_checkpoint(self, prefix: str, bound: Tolerance) -> Iterator[tuple[str, Difference]]:
+        """For each quantised parameter whose name begins with `prefix`, the part that uses most of `bound`: an expert,
+        or some rows of a matrix, against the checkpoint's values."""
+        weights = {r.weight.name: r.weight for r in self.checkpoint.resolve()}
+        for name in self.roles:
+            if not name.startswith(prefix):
+                continue
+            assert self.scheme is not None
+            stored = self.stored(name)
+            differences = []
+            for part in row_parts(self.checkpoint, weights[name], "float32"):
+                rows = slice(part.start, part.start + part.weight.shape[0])
+                scales, zeros = stored["scales"][rows], stored.get("zero_points")
+                levels = stored["levels"][rows].flatten(scales.ndim - 1)
+                cut = [
+                    None if tensor is None else tensor.flatten(0, -2)[::_ROWS_APART]
+                    for tensor in (levels, scales, None if zeros is None else zeros[rows])
+                ]
+                assert cut[0] is not None
+                assert cut[1] is not None
+                made = dequantize(cut[0], cut[1], cut[2], self.scheme.bits, torch.float32)
+                wanted = part.load("float32").reshape(-1, part.weight.shape[-1])[::_ROWS_APART]
+                differences.append(compare(made.numpy(), wanted))
+            yield name, max(differences, key=lambda d: max(d.peak / bound.peak, d.cosine / bound.cosine))
+
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Load every parameter of `module`, named `prefix`, and round the inputs of its quantised products."""
         for name, _ in list(module.named_parameters()):
@@ -204,6 +237,14 @@ def _compare(
         difference = compare(actual, expected.numpy())
         return LayerRow(step.name, tensor, difference, difference.within(bound))
 
+    def weights(prefix: str) -> Iterator[LayerRow]:
+        if source.scheme is None:
+            return
+        allowed = tolerance(f"weights_int{source.scheme.bits}")
+        for name, difference in source.levels_against_checkpoint(prefix, allowed):
+            yield LayerRow("weights", name, difference, difference.within(allowed))
+
+    yield from weights(EMBEDDINGS)
     table = source.load(EMBEDDINGS)
     for step in steps:
         looked_up = table[torch.from_numpy(step.tensors[INPUT_IDS])]
@@ -212,6 +253,7 @@ def _compare(
     del table
     advance(1)
     for index in range(config.num_hidden_layers):
+        yield from weights(f"model.layers.{index}.")
         layer = source.layer(index)
         for step in steps:
             past = {
@@ -231,6 +273,8 @@ def _compare(
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps, torch.float32)
     source.fill(norm, "model.norm.")
     name = EMBEDDINGS if config.tie_word_embeddings else HEAD
+    if name == HEAD:
+        yield from weights(HEAD)
     head = source.load(name)
     for step in steps:
         with torch.inference_mode():

@@ -11,10 +11,12 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from kimi_deploy.checkpoint import Checkpoint
 from kimi_deploy.cli.main import cli
-from kimi_deploy.errors import UsageError
+from kimi_deploy.errors import ManifestError, UsageError
 from kimi_deploy.manifest import Manifest
 from kimi_deploy.quantization.scheme import parse_scheme
+from kimi_deploy.quantization.selection import quantized_parameters, settled
 from kimi_deploy.validate.layers import LayerRow, validate_layers
 from tests.configs import config
 from tests.graph.conftest import export, no_progress
@@ -94,6 +96,35 @@ def test_quantised_embeddings_that_forget_their_zero_points_are_reported(
     onnx.save(graph, folder / "model.onnx")
     Manifest.read(folder).write(folder)
     assert {row.tensor for row in layers(model, folder) if not row.passed} == {"embeddings"}
+
+
+def test_levels_of_other_weights_are_reported_for_their_parameter(
+    model: Path, exported: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    """Two experts changed places: the layer is computed rightly, from the wrong levels."""
+    folder = shutil.copytree(exported("int4,group=32,head,embeddings"), tmp_path / "wrong")
+    name = "model.layers.1.mlp.experts.down_proj"
+    for part in ("levels", "scales", "zero_points"):
+        stored = ir.load(folder / "model.onnx").graph.initializers[f"{name}_{part}"].const_value
+        assert isinstance(stored, ir.ExternalTensor)
+        shape = tuple(stored.shape)
+        dtype = np.float32 if part == "scales" else np.uint8
+        values = np.memmap(folder / stored.location, dtype, "r+", stored.offset or 0, shape)
+        values[[0, 1]] = values[[1, 0]]
+        values.flush()
+    with pytest.raises(ManifestError, match="another sha256"):
+        layers(model, folder)
+    Manifest.read(folder).write(folder)
+    assert {(row.step, row.tensor) for row in layers(model, folder) if not row.passed} == {("weights", name)}
+
+
+@pytest.mark.parametrize("scheme", ["int4,group=32,head,embeddings", "int8,group=32,rtn"])
+def test_the_levels_of_every_quantised_parameter_are_compared(
+    scheme: str, model: Path, exported: Callable[[str | None], Path]
+) -> None:
+    wanted = settled(parse_scheme(scheme), Checkpoint.open(model).config, "float32")
+    seen = [row.tensor for row in layers(model, exported(scheme)) if row.step == "weights"]
+    assert sorted(seen) == sorted(quantized_parameters(Checkpoint.open(model).config, wanted))
 
 
 def test_another_checkpoint_and_another_dtype_are_refused(
