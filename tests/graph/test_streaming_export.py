@@ -245,6 +245,24 @@ def test_too_little_space_for_the_rest_keeps_what_is_written(
     assert content(output) == content(whole)
 
 
+def test_what_is_written_already_needs_no_space_again(
+    run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    killed(lambda: run(output), "pwrite", 45)
+    weights = partial_folder(output) / "content" / "weights.bin"
+    written = weights.stat().st_blocks * 512
+    assert written
+    usage = shutil.disk_usage(tmp_path)
+    rest = weights.stat().st_size - written + (64 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=rest - written // 2))
+    with pytest.raises(DiskSpaceError):
+        run(output)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=rest + written // 2))
+    run(output)
+    assert output.is_dir()
+
+
 def test_too_little_space_for_the_whole_is_found_before_the_first_byte(
     run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

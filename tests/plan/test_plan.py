@@ -245,6 +245,11 @@ def test_the_table_names_the_model_of_a_folder_and_its_quantisation(exported: Pa
     small = plan("kimi-linear-48b", "--quantize", "int4,head,embeddings", "--memory", "48GB")
     assert "int4" in small.stdout.splitlines()[0]
     assert "fits" in small.stdout
+    bodies, kernels = (line for line in small.stdout.splitlines() if line.startswith("ONNX Runtime"))
+    # experts that are read from the file count as chosen equally often, which is a bound, and is called one
+    assert "at most" not in bodies
+    assert "at most" in kernels
+    assert "are experts" in kernels
 
 
 @pytest.mark.parametrize(
