@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
@@ -465,6 +466,8 @@ def test_pieces_in_flight_share_one_budget(tmp_path: Path, monkeypatch: pytest.M
             nonlocal most
             held.add(index)
             most = max(most, sum(sizes[i] for i in held))
+            # long enough for others to begin, if they may
+            time.sleep(0.002)
             total = np.full(64, index, np.uint8)
             held.discard(index)
             return [total]
