@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from kimi_deploy.errors import UsageError
+
 LINE_SECONDS = 10.0
 MOST_THREADS = 1024
 """Of any --threads: more is a slip, and a runtime that is asked for them takes minutes to start or dies."""
