@@ -11,7 +11,7 @@ endif()
 
 list(TRANSFORM ops REPLACE "(.+)" "onnxruntime/\\1.cpp" OUTPUT_VARIABLE op_sources)
 add_library(kimi_ort SHARED cpu/dispatch.cpp ${op_sources})
-target_compile_options(kimi_ort PRIVATE -O2 -Wall -Wextra -Werror)
+target_compile_options(kimi_ort PRIVATE -O2 ${KIMI_WARNINGS})
 foreach(level ${levels})
   # products of bytes are of quantised weights only
   if(level MATCHES "vnni")
@@ -25,7 +25,7 @@ foreach(level ${levels})
   # errno and traps of floating-point arithmetic keep loops from being vectorised; nobody reads them. Results of NaN and
   # infinity stay what they are.
   target_compile_options(cpu_${level} PRIVATE -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=fast
-                                              -Wall -Wextra -Werror -Wno-psabi -Wno-pass-failed)
+                                              ${KIMI_WARNINGS} -Wno-psabi -Wno-pass-failed)
   if(NOT level STREQUAL "native")
     string(REPLACE "x86_64_" "x86-64-" architecture ${level})
     string(REPLACE "_vnni" ";-mavx512vnni" architecture ${architecture})

@@ -156,7 +156,7 @@ Status* read_program(Kernel* kernel, const KernelInfo* info) {
   program.resize(program.find('\0') == std::string::npos ? size : program.find('\0'));
   std::istringstream lines(program);
   for (std::string line; std::getline(lines, line);) KIMI_TRY(read_line(kernel, info, line));
-  if (kernel->activations.empty() || kernel->outputs.empty()) return kernel->refuse("the program is empty");
+  if (kernel->activations.empty() || kernel->outputs.empty()) return kernel->refuse("%s", "the program is empty");
   return api.KernelInfoGetAllocator(info, 0, &kernel->allocator);
 }
 

@@ -19,7 +19,7 @@ def build(folder: str, *options: str, targets: tuple[str, ...] = ()) -> Path:
     where.mkdir(parents=True, exist_ok=True)
     with open(where / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run("cmake", "-S", str(PLUGINS), "-B", str(where), *options)
+        run("cmake", "-S", str(PLUGINS), "-B", str(where), "-DKIMI_WERROR=ON", *options)
         run("cmake", "--build", str(where), "--parallel", "2", *(("--target", *targets) if targets else ()))
     return where
 
