@@ -23,6 +23,9 @@ from kimi_deploy.weights import weight_table
 
 PROCESS_BYTES, PROCESS_BYTES_WITH_KERNELS = 90_000_000, 82_000_000
 """Python, NumPy, ONNX Runtime's code and a graph of some thousand nodes, or of some hundred without the bodies."""
+TOKENWISE_BYTES = 24_000_000
+"""What a quantised graph takes beside that with kernels: the strips in which Tokenwise takes many tokens, and the graph
+read and written again to put its nodes in. Measured on a mini-62m of 4 layers, 130 and 2,050 tokens."""
 KV_B_COPIES = 4.5
 """LatentAttention's body reads `kv_b_proj` in the forms of its branches, each of which is folded to a constant: the key
 half once as it is, both halves transposed for either of two branches, and again for two products that pack theirs."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kimi_deploy.config import KimiLinearConfig
 from kimi_deploy.contract import Dtype
 from kimi_deploy.onnx.budget import IN_FLIGHT_BYTES, PART_BYTES
-from kimi_deploy.plan.cpu import PROCESS_BYTES, PROCESS_BYTES_WITH_KERNELS, CpuWeights, cpu_weights
+from kimi_deploy.plan.cpu import PROCESS_BYTES, PROCESS_BYTES_WITH_KERNELS, TOKENWISE_BYTES, CpuWeights, cpu_weights
 from kimi_deploy.plan.gpus import Gpu
 from kimi_deploy.plan.memory import (
     ITEM_BYTES,
@@ -134,9 +134,10 @@ class Request:
         """
         kernels = kernels and self.dtype == "float32"
         weights = self.cpu_weights(kernels)
+        process = PROCESS_BYTES_WITH_KERNELS if kernels else PROCESS_BYTES
         return self._beside(
             weights.packed + weights.mapped,
-            PROCESS_BYTES_WITH_KERNELS if kernels else PROCESS_BYTES,
+            process + (TOKENWISE_BYTES if kernels and self.scheme is not None else 0),
             ITEM_BYTES["float32"],
             "kernel" if kernels else "tiled",
         )

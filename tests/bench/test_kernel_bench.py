@@ -239,7 +239,7 @@ def test_bench_with_two_folders_is_bench_model(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "m").mkdir()
     monkeypatch.chdir(tmp_path)
     seen: list[tuple[list[str], Path]] = []
-    monkeypatch.setattr("kimi_deploy.cli.bench._curve", lambda export, *_: seen.append((["curve"], export)))
+    monkeypatch.setattr("kimi_deploy.cli.bench_context.run_curve", lambda export, *_: seen.append((["curve"], export)))
     for arguments in (["m", "e", "--curve"], ["--curve", "m", "e"], ["model", "m", "e", "--curve"]):
         assert CliRunner().invoke(bench_command, arguments).exit_code == 0
     assert seen == [(["curve"], Path("e"))] * 3
